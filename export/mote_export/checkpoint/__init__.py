@@ -1,0 +1,27 @@
+"""What can be read. A new format is one file here and one line in `FORMATS`."""
+
+from pathlib import Path
+
+from mote_export.checkpoint import folder, pt
+from mote_export.checkpoint.base import Checkpoint, CheckpointError, CheckpointFormat
+from mote_export.checkpoint.folder import save_folder
+from mote_export.checkpoint.pt import load_model_pt, save_model_pt
+
+FORMATS: tuple[CheckpointFormat, ...] = (pt.FORMAT, folder.FORMAT)
+
+__all__ = ["FORMATS", "Checkpoint", "CheckpointError", "load_checkpoint", "load_model_pt", "save_folder", "save_model_pt"]
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a MoTE checkpoint of any known format, in float32, on the CPU.
+
+    Raises:
+        CheckpointError: one sentence that says what is wrong with the file.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: expected a model.pt file or a folder of save_pretrained.")
+    for checkpoint_format in FORMATS:
+        if checkpoint_format.matches(path):
+            return checkpoint_format.load(path)
+    known = "; ".join(checkpoint_format.description for checkpoint_format in FORMATS)
+    raise CheckpointError(f"{path} is not a checkpoint that mote reads: expected {known}.")

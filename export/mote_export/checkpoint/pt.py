@@ -1,0 +1,83 @@
+"""`model.pt`: one file of {"format", "format_version", "config", "state_dict", "files"}, read with weights_only=True."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mote_export.atomic import atomic_path
+from mote_export.checkpoint.base import Checkpoint, CheckpointError, CheckpointFormat, build_model, check_files
+from mote_export.model import MoteForConditionalGeneration
+
+FORMAT_NAME = "mote-checkpoint"
+FORMAT_VERSION = 1
+ZIP_MAGIC = b"PK\x03\x04"
+
+
+def save_model_pt(path: Path, model: MoteForConditionalGeneration, files: Mapping[str, str]) -> None:
+    """Writes `model` in its present dtype, with its tokenizer and processor files (name to content), atomically."""
+    state = model.state_dict()
+    if model.lm_head.weight is model.get_input_embeddings().weight:
+        del state["lm_head.weight"]
+    content = {
+        "format": FORMAT_NAME,
+        "format_version": FORMAT_VERSION,
+        "config": model.config.to_dict(),
+        "state_dict": {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()},
+        "files": check_files(path, files),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_model_pt(path: Path) -> Checkpoint:
+    """Reads what `save_model_pt` wrote; the model is float32, in eval mode. No code in the file is run.
+
+    Raises:
+        CheckpointError: one sentence that says what is wrong with the file.
+    """
+    content = _load_content(path)
+    config, state, files = content.get("config"), content.get("state_dict"), content.get("files")
+    if content.get("format") != FORMAT_NAME or content.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} is a torch file but not a MoTE checkpoint: found format {content.get('format')!r} version "
+            f"{content.get('format_version')!r}, expected {FORMAT_NAME!r} version {FORMAT_VERSION}."
+        )
+    if not (isinstance(config, dict) and isinstance(state, dict) and isinstance(files, dict)):
+        raise CheckpointError(f"{path} lacks its config, state_dict or files: it was not written by save_model_pt.")
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
+        raise CheckpointError(f"{path}: state_dict holds something that is no named tensor.")
+    checked = check_files(path, files)
+    return Checkpoint(name=path.stem, model=build_model(path, config, state), files=checked)
+
+
+def _load_content(path: Path) -> dict[Any, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} contains Python objects other than tensors and plain data, perhaps code, and was not loaded: "
+            f"expected a file of save_model_pt."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged: it cannot be read as a torch file ({_first_line(error)}).") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a MoTE checkpoint dictionary.")
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+
+
+def _matches(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+
+
+FORMAT = CheckpointFormat("a model.pt file written by save_model_pt", _matches, load_model_pt)

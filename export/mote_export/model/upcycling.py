@@ -1,0 +1,45 @@
+"""Sparse up-cycling: a dense model becomes a mixture of ternary experts that starts from its pretrained FFNs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
+
+from mote_export.model.configuration import MoeSettings, MoteConfig
+from mote_export.model.modeling import MoteForConditionalGeneration
+
+def upcycle(
+    model: LlavaForConditionalGeneration,
+    num_experts: int = 4,
+    top_k: int = 1,
+    layers: Sequence[int] | str = "all",
+    normalize_topk: bool = False,
+    router_aux_loss_coef: float = 0.01,
+) -> MoteForConditionalGeneration:
+    """A MoTE model from a dense LLaVA-style one: the FFN stays as shared expert, every routed expert starts as a copy of it.
+
+    Args:
+        model: dense model with a gated-MLP decoder (Qwen2, Llama, ...). Its tensors are copied; it is not changed.
+        layers: "all" or the indices of the decoder layers to convert.
+    """
+    indices = range(model.config.text_config.num_hidden_layers) if layers == "all" else layers
+    settings = MoeSettings(num_experts, top_k, normalize_topk, tuple(int(i) for i in indices), router_aux_loss_coef)
+    values: dict[str, Any] = model.config.to_dict()
+    values.pop("model_type")
+    values["architectures"] = [MoteForConditionalGeneration.__name__]
+    mote = MoteForConditionalGeneration(MoteConfig(**{**values, "moe": settings.to_dict()}))
+    copy_dense_weights(model, mote)
+    return mote.to(dtype=model.dtype)
+
+
+def copy_dense_weights(dense: PreTrainedModel, mote: MoteForConditionalGeneration) -> None:
+    """Copies every dense tensor to its place in `mote`, MLPs to the shared experts and to each routed expert."""
+    state = dense.state_dict()
+    with torch.no_grad():
+        for name, tensor in mote.state_dict().items():
+            source = state.get(name.replace(".shared_expert.", "."))
+            if source is not None:
+                tensor.copy_(source)
+        for layer in mote.mote_layers():
+            layer.experts.copy_from(layer.shared_expert)
