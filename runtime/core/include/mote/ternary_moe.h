@@ -1,5 +1,5 @@
 // The MoE layer of docs/operator.md, independent of any runtime. A plugin checks nothing itself: it fills these
-// structs from its runtime's tensors, calls validate() once, and compute() for every batch of tokens.
+// structs from its runtime's tensors, calls create() once, and compute() for every batch of tokens.
 #pragma once
 
 #include <cstddef>
@@ -63,6 +63,8 @@ class TernaryMoE {
   int64_t hidden_size() const { return hidden_size_; }
 
  private:
+  friend class LayerRun;  // internal: the steps of compute()
+
   const float* router_ = nullptr;
   const uint8_t* gate_up_packed_ = nullptr;
   const float* gate_up_scale_ = nullptr;

@@ -1,0 +1,77 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels/tables.h"
+#include "mote/ternary_moe.h"
+
+namespace mote {
+namespace {
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
+// __builtin_cpu_supports reads CPUID and XGETBV: it is false where the operating system does not save the registers.
+bool cpu_has_avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2");
+}
+
+bool cpu_has_avx512vnni() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+/// The registry, slowest first. A new ISA adds its line here.
+constexpr IsaEntry kEntries[] = {
+    {"scalar", &scalar_kernels, always},
+#if defined(__x86_64__)
+    {"avx2", &avx2_kernels, cpu_has_avx2},
+    {"avx512vnni", &avx512vnni_kernels, cpu_has_avx512vnni},
+#endif
+};
+constexpr size_t kNumEntries = sizeof(kEntries) / sizeof(kEntries[0]);
+
+constexpr bool equal(const char* a, const char* b) {
+  while (*a != '\0' && *a == *b) ++a, ++b;
+  return *a == *b;
+}
+
+constexpr bool names_are_unique() {
+  for (size_t i = 0; i < kNumEntries; ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      if (equal(kEntries[i].name, kEntries[j].name)) return false;
+    }
+  }
+  return true;
+}
+static_assert(names_are_unique(), "two instruction sets are registered under the same name");
+
+}  // namespace
+
+const IsaEntry* isa_entries(size_t* count) {
+  *count = kNumEntries;
+  return kEntries;
+}
+
+const IsaEntry& choose_isa(const char* requested) {
+  const IsaEntry* best = &kEntries[0];
+  for (const IsaEntry& entry : kEntries) {
+    if (!entry.is_supported()) continue;
+    if (requested != nullptr && std::strcmp(requested, entry.name) == 0) return entry;
+    best = &entry;
+  }
+  return *best;
+}
+
+const IsaEntry& active_isa() {
+  static const IsaEntry& chosen = choose_isa(std::getenv("MOTE_ISA"));
+  return chosen;
+}
+
+const char* isa_name() { return active_isa().name; }
+
+}  // namespace mote
