@@ -1,0 +1,1 @@
+"""Command lines: each module has `main(argv) -> int`, the exit code."""

@@ -1,0 +1,177 @@
+"""`mote-export MODEL`: a trained checkpoint goes in, a folder that a phone's runtime opens comes out."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mote_export import __version__
+
+if TYPE_CHECKING:
+    from mote_export.exporter import ExportResult
+
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+TARGET_NAMES = ("onnx", "executorch")  # of mote_export.targets, known here so that --help needs no torch
+MIB = 1 << 20
+
+EXAMPLES = """\
+examples:
+  mote-export model.pt                            both targets, into ./model-export/onnx and ./model-export/executorch
+  mote-export model.pt --target onnx -o phone     ONNX Runtime only, into ./phone
+  mote-export model.pt --sample cat.png "What is this?"   verify on your own picture, too
+
+exit codes: 0 exported and verified, 1 failed (nothing was written), 2 wrong usage, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO if arguments.verbose else logging.ERROR, format="%(message)s")
+    signal.signal(signal.SIGTERM, _interrupt)  # leave nothing behind then, either
+    if not arguments.verbose:
+        _silence_libraries()
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("mote-export: interrupted, nothing was written.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if arguments.verbose:
+            raise
+        print(f"mote-export: {_sentence(error)}", file=sys.stderr)
+        return EXIT_FAILURE
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from mote_runtime.errors import MoteError
+
+    try:
+        from mote_export.exporter import export
+        from mote_export.verify import Sample
+    except ModuleNotFoundError as error:
+        raise MoteError(f"mote-export needs {error.name}, which is not installed: pip install 'mote[export]'.") from error
+    targets = TARGET_NAMES if arguments.target == "all" else (arguments.target,)
+    output = arguments.output or Path(f"{arguments.model.stem}-export")
+    results = export(
+        arguments.model,
+        output,
+        targets,
+        context_length=arguments.context_length,
+        opset=arguments.opset,
+        atol=arguments.atol,
+        verify=not arguments.no_verify,
+        samples=[Sample(prompt, Path(image)) for image, prompt in arguments.sample],
+    )
+    if arguments.json:
+        print(json.dumps([{**asdict(result), "folder": str(result.folder)} for result in results], indent=2))
+    else:
+        _print_report(results)
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mote-export",
+        description="Export a MoTE checkpoint (mixture of ternary experts) for on-device inference. The ternary experts become one "
+        "operator a layer with weights packed at 2 bits; every target is run and compared with torch before it is put in place.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model.pt, or a folder of save_pretrained")
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--output", type=Path, metavar="DIR", help="absent or empty folder (default: MODEL-export)")
+    output.add_argument(
+        "--target", choices=(*TARGET_NAMES, "all"), default="all", help="runtime to export for; 'all' writes DIR/onnx and DIR/executorch"
+    )
+    output.add_argument("--json", action="store_true", help="print the report as JSON")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--context-length", type=_positive, metavar="N", help="positions in the KV cache (default: the model's, at most 4096)"
+    )
+    model.add_argument("--opset", type=int, default=21, choices=range(18, 24), metavar="18..23", help="ONNX operator set (default: 21)")
+    check = parser.add_argument_group("verification")
+    check.add_argument("--atol", type=float, default=1e-2, help="greatest difference of a logit from torch's (default: %(default)s)")
+    check.add_argument(
+        "--sample", nargs=2, action="append", default=[], metavar=("IMAGE", "PROMPT"), help="also compare on this question (repeatable)"
+    )
+    check.add_argument("--no-verify", action="store_true", help="do not run and compare the export")
+    common = parser.add_argument_group("messages")
+    common.add_argument("-v", "--verbose", action="store_true", help="log the steps; show tracebacks")
+    common.add_argument("--version", action="version", version=f"mote {__version__}")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _silence_libraries() -> None:
+    """torch, ONNX and ExecuTorch report inner workings as warnings; a user sees one sentence or a report."""
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_LOGS", "-all")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def _sentence(error: Exception) -> str:
+    from mote_runtime.errors import MoteError
+
+    if isinstance(error, MoteError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}; nothing was written."
+    if isinstance(error, MemoryError):
+        return "out of memory; nothing was written."
+    first = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {first} (nothing was written; -v shows where)."
+
+
+def _print_report(results: "Sequence[ExportResult]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    memory = results[0].memory
+    table = Table(title="Memory of the experts", title_justify="left")
+    table.add_column("")
+    table.add_column("MiB", justify="right")
+    table.add_column("of full precision", justify="right")
+    for label, size in (
+        ("full-precision experts (BF16, MoE-LLaVA)", memory.full_precision),
+        ("MoTE by the paper's formula (BF16 shared, 2-bit experts)", memory.formula),
+        ("this export", memory.total),
+        ("    ternary experts, packed", memory.packed),
+        ("    scales and routers", memory.scales_and_routers),
+        ("    shared experts (float32)", memory.shared),
+    ):
+        table.add_row(label, f"{size / MIB:.2f}", f"{size / memory.full_precision:.1%}")
+    console.print(table)
+    for result in results:
+        console.print(f"\n[bold]{result.target}[/bold]: {result.folder} ({sum(result.files.values()) / MIB:.2f} MiB)", highlight=False)
+        for name, size in result.files.items():
+            console.print(f"    {name:24} {size / MIB:10.3f} MiB", highlight=False)
+        check = result.verification
+        if check is None:
+            console.print("    not verified (--no-verify)", highlight=False)
+        else:
+            console.print(
+                f"    verified against torch: {check.greedy_tokens_compared} greedy tokens of {check.samples} samples agree, "
+                f"largest logit difference {check.max_abs_logit_difference:.2g} (tolerance {check.atol:g}, logits up to "
+                f"{check.max_abs_logit:.3g})",
+                highlight=False,
+            )

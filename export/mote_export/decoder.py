@@ -1,0 +1,43 @@
+"""The decoder as both targets export it: one loop over the layers, whose attention modules a target's pass has replaced.
+
+transformers' own forward builds masks and caches for every way of calling it; here each layer is what the pass made of it, so the
+exported graph holds nothing else.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mote_runtime.errors import MoteError
+
+Attend = Callable[[nn.Module, Tensor], Tensor]
+LAYER_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+
+
+def check_decoder(decoder: PreTrainedModel) -> None:
+    """Raises MoteError unless `decoder` is a plain pre-norm decoder (Qwen2, Llama, Mistral)."""
+    for index, layer in enumerate(decoder.layers):
+        parts = [name for name, _ in layer.named_children()]
+        if sorted(parts) != sorted(LAYER_PARTS):
+            raise MoteError(
+                f"decoder layer {index} ({type(layer).__name__}) consists of {', '.join(parts)}: expected a pre-norm layer of "
+                f"{', '.join(LAYER_PARTS)}."
+            )
+
+
+def run_layers(decoder: PreTrainedModel, hidden_states: Tensor, attend: Attend) -> Tensor:
+    """Pre-norm decoder layers and the final norm.
+
+    Args:
+        hidden_states: [batch, sequence, hidden].
+        attend: calls an attention module on normalised hidden states; keeps the KV cache as its target wants it.
+
+    Returns:
+        [batch, 1, hidden]: the last position, after the final norm.
+    """
+    for layer in decoder.layers:
+        hidden_states = hidden_states + attend(layer.self_attn, layer.input_layernorm(hidden_states))
+        hidden_states = hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
+    last: Tensor = decoder.norm(hidden_states[:, -1:])
+    return last

@@ -1,0 +1,153 @@
+"""The whole of an export in one function: load, rewrite, export, lower, verify, describe, and only then put in place."""
+
+import copy
+import importlib.util
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mote_export.atomic import atomic_folder
+from mote_export.checkpoint import Checkpoint, load_checkpoint
+from mote_export.checkpoint.base import TOKENIZER_FILES
+from mote_export.manifest import Source, image_spec, write_manifest
+from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes
+from mote_export.report import ExpertMemory, expert_memory
+from mote_export.targets import TARGETS, ExportSettings, Target
+from mote_export.tokens import special_tokens
+from mote_export.verify import Sample, Verification, default_samples, verify_folder
+from mote_runtime.errors import MoteError
+from mote_runtime.manifest import MANIFEST_NAME
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_OPSET = 21
+DEFAULT_ATOL = 1e-2
+DEFAULT_CONTEXT = 4096
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished export of one target."""
+
+    target: str
+    folder: Path
+    files: dict[str, int]
+    memory: ExpertMemory
+    verification: Verification | None
+
+
+def export(
+    source: Path,
+    output: Path,
+    targets: Sequence[str],
+    *,
+    context_length: int | None = None,
+    opset: int = DEFAULT_OPSET,
+    atol: float = DEFAULT_ATOL,
+    verify: bool = True,
+    samples: Sequence[Sample] = (),
+) -> list[ExportResult]:
+    """Exports a checkpoint to one or more targets; `output` appears complete and verified, or not at all.
+
+    Args:
+        source: model.pt or a folder of save_pretrained.
+        output: the folder itself for one target; with several, each gets a subfolder of its name. Must be absent or empty.
+        context_length: positions in the KV cache; default: the model's own limit, at most 4096.
+        samples: questions to compare on, beside three built-in ones.
+
+    Raises:
+        MoteError: one sentence; nothing was written.
+    """
+    chosen = [TARGETS[name] for name in targets]
+    check_output(output)
+    check_requirements(chosen)
+    checkpoint = load_checkpoint(source)
+    settings = ExportSettings(choose_context(checkpoint, context_length), opset)
+    special_tokens(checkpoint)  # refuse an unusable tokenizer or image processor before the long work
+    image_spec(checkpoint)
+    job = _Job(checkpoint, settings, Source.of(source), atol, (*default_samples(), *samples) if verify else ())
+    steps = tqdm(total=len(chosen) * (1 + verify), desc="mote-export", unit="step", disable=None)
+    with steps, atomic_folder(output) as temporary:
+        folders = {target.name: temporary / target.name if len(chosen) > 1 else temporary for target in chosen}
+        results = [job.run(target, folders[target.name], steps) for target in chosen]
+    final = {target.name: output / target.name if len(chosen) > 1 else output for target in chosen}
+    return [
+        ExportResult(result.target, final[result.target], result.files, result.memory, result.verification)
+        for result in results
+    ]
+
+
+class _Job:
+    """One checkpoint on its way to its targets; the packed reference is made once."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, settings: ExportSettings, source: Source, atol: float, samples: Sequence[Sample]
+    ) -> None:
+        self.checkpoint, self.settings, self.source = checkpoint, settings, source
+        self.atol, self.samples = atol, samples
+        self.reference = copy.deepcopy(checkpoint.model)
+        apply_passes(self.reference.get_decoder(), (PACK_TERNARY_EXPERTS,))
+        self.memory = expert_memory(self.reference)
+
+    def run(self, target: Target, folder: Path, steps: "tqdm[None]") -> ExportResult:
+        folder.mkdir(exist_ok=True)
+        steps.set_postfix_str(f"{target.name}: export")
+        target.write(self.checkpoint, self.settings, folder)
+        for name in TOKENIZER_FILES:
+            (folder / name).write_text(self.checkpoint.files[name], encoding="utf-8")
+        self._describe(target, folder, None)
+        steps.update()
+        verification = None
+        if self.samples:
+            steps.set_postfix_str(f"{target.name}: verify")
+            verification = verify_folder(folder, self.reference, self.samples, self.atol)
+            self._describe(target, folder, verification)
+            steps.update()
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != MANIFEST_NAME}
+        return ExportResult(target.name, folder, files, self.memory, verification)
+
+    def _describe(self, target: Target, folder: Path, verification: Verification | None) -> None:
+        write_manifest(
+            folder,
+            target.runtime,
+            self.checkpoint,
+            self.settings.context_length,
+            self.source,
+            target.plugin_library,
+            asdict(self.memory) | {"total": self.memory.total},
+            asdict(verification) if verification else {"skipped": True},
+        )
+
+
+def check_output(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        found = "is not empty" if output.is_dir() else "is a file"
+        raise MoteError(f"{output} {found}: choose another folder with -o, or remove it first.")
+
+
+def check_requirements(targets: Sequence[Target]) -> None:
+    for target in targets:
+        missing = [name for name in target.requires if not _importable(name)]
+        if missing:
+            raise MoteError(
+                f"target {target.name} needs {', '.join(missing)}, which is not installed: pip install 'mote[{target.extra}]'."
+            )
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the parent package is missing
+        return False
+
+
+def choose_context(checkpoint: Checkpoint, requested: int | None) -> int:
+    limit = checkpoint.model.config.text_config.max_position_embeddings
+    if requested is None:
+        return min(limit, DEFAULT_CONTEXT)
+    if not 2 <= requested <= limit:
+        raise MoteError(f"the context length is {requested}, expected 2 to {limit} (the model's max_position_embeddings).")
+    return requested

@@ -1,0 +1,147 @@
+"""Writes `mote.json` in the terms that the runtime reads it in (docs/export-format.md)."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mote_export.checkpoint import Checkpoint
+from mote_export.packing import LAYOUT_VERSION
+from mote_export.tokens import IMAGE, USER_PREFIX, USER_SUFFIX, special_tokens
+from mote_runtime.errors import MoteError
+from mote_runtime.manifest import FORMAT, FORMAT_VERSION, MANIFEST_NAME, PACKING, ImageSpec, ModelSpec, MoeSpec, PromptSpec
+
+VERSIONED_PACKAGES = ("mote", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "executorch")
+BICUBIC = 3  # PIL's number in preprocessor_config.json
+HASH_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint an export was made from."""
+
+    name: str
+    sha256: str | None
+
+    @classmethod
+    def of(cls, path: Path) -> "Source":
+        """A file is hashed; a folder is named only."""
+        return cls(path.name, sha256(path) if path.is_file() else None)
+
+
+def model_spec(checkpoint: Checkpoint, context_length: int) -> ModelSpec:
+    config, tokens = checkpoint.model.config, special_tokens(checkpoint)
+    text = config.text_config
+    return ModelSpec(
+        name=checkpoint.name,
+        architecture=type(checkpoint.model).__name__,
+        vocab_size=text.vocab_size,
+        hidden_size=text.hidden_size,
+        num_hidden_layers=text.num_hidden_layers,
+        num_attention_heads=text.num_attention_heads,
+        num_key_value_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        context_length=context_length,
+        eos_token_ids=tokens.eos_token_ids,
+        bos_token_id=tokens.bos_token_id,
+        pad_token_id=tokens.pad_token_id,
+        image_token_id=tokens.image_token_id,
+        vision_start_token_id=tokens.vision_start_token_id,
+        vision_end_token_id=tokens.vision_end_token_id,
+        num_image_tokens=num_image_tokens(checkpoint),
+    )
+
+
+def num_image_tokens(checkpoint: Checkpoint) -> int:
+    """Features per image: patches, and the class token where the tower has one and the model keeps it."""
+    config = checkpoint.model.config
+    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    has_class_token = not config.vision_config.model_type.startswith("siglip")
+    return int(patches + (has_class_token and config.vision_feature_select_strategy == "full"))
+
+
+def moe_spec(checkpoint: Checkpoint) -> MoeSpec:
+    config = checkpoint.model.config
+    settings = config.moe_settings
+    assert settings is not None  # load_checkpoint refuses models without MoTE layers
+    return MoeSpec(
+        layers=settings.layers,
+        num_experts=settings.num_experts,
+        top_k=settings.top_k,
+        normalize_topk=settings.normalize_topk,
+        intermediate_size=config.text_config.intermediate_size,
+        packing=PACKING,
+        layout_version=LAYOUT_VERSION,
+    )
+
+
+def image_spec(checkpoint: Checkpoint) -> ImageSpec:
+    """From preprocessor_config.json (transformers' image processors).
+
+    Raises:
+        MoteError: the file is missing or asks for what the runtime does not do.
+    """
+    name = "preprocessor_config.json"
+    if name not in checkpoint.files:
+        raise MoteError(f"the checkpoint lacks {name}: save the image processor with the model.")
+    try:
+        values = json.loads(checkpoint.files[name])
+        size, side = values["size"], checkpoint.model.config.vision_config.image_size
+        if (size.get("height"), size.get("width")) != (side, side):
+            raise MoteError(f"{name} resizes images to {size}, but the vision tower takes {side} x {side}.")
+        if values.get("resample", BICUBIC) != BICUBIC or values.get("do_center_crop") or values.get("do_pad"):
+            raise MoteError(f"{name} asks for cropping, padding or a filter other than bicubic, which mote does not do.")
+        mean, std = (tuple(float(value) for value in values[key]) for key in ("image_mean", "image_std"))
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError("image_mean and image_std have three values each")
+        return ImageSpec(side, side, "bicubic", float(values["rescale_factor"]), mean, std)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MoteError(f"{name} cannot be used: {error!r}.") from error
+
+
+def write_manifest(
+    folder: Path,
+    runtime: str,
+    checkpoint: Checkpoint,
+    context_length: int,
+    source: Source,
+    plugin_library: str | None,
+    memory: Mapping[str, Any],
+    verification: Mapping[str, Any],
+) -> None:
+    """Describes every other file that lies in `folder` now."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
+    document = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "target": runtime,
+        "model": asdict(model_spec(checkpoint, context_length)),
+        "moe": asdict(moe_spec(checkpoint)),
+        "image": asdict(image_spec(checkpoint)),
+        "prompt": asdict(PromptSpec(USER_PREFIX, IMAGE, USER_SUFFIX)),
+        "plugin": {"library": plugin_library},
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
+        "memory": dict(memory),
+        "verification": dict(verification),
+        "source": asdict(source),
+        "versions": {name: _version(name) for name in VERSIONED_PACKAGES},
+    }
+    (folder / MANIFEST_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

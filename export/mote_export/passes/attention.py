@@ -1,0 +1,34 @@
+"""What the attention passes of all targets share: which attention they can rewrite, and its rotary tables."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+STATIC_ROPE_TYPES = ("default", "linear", "llama3")
+
+
+def is_decoder_attention(module: nn.Module) -> bool:
+    """True for causal attention with q, k, v and o projections, as in Qwen2, Llama and Mistral."""
+    return getattr(module, "is_causal", False) and all(isinstance(getattr(module, name, None), nn.Linear) for name in PROJECTIONS)
+
+
+def check_decoder_attention(module: nn.Module) -> str | None:
+    """None, or why grouped-query attention with static rotary embedding would not compute the same."""
+    if hasattr(module, "q_norm") or hasattr(module, "k_norm"):
+        return "it normalises queries and keys, which is not supported"
+    if getattr(module, "sliding_window", None) is not None:
+        return f"it attends to a sliding window of {module.sliding_window} tokens, only full attention is supported"
+    rope = getattr(module.config, "rope_scaling", None) or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in STATIC_ROPE_TYPES:
+        return f"its rotary embedding is of type {rope_type!r}, supported are {', '.join(STATIC_ROPE_TYPES)}"
+    return None
+
+
+def rotary_tables(rotary_embedding: nn.Module, config: PretrainedConfig, length: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of positions 0..length-1, float32 [length, head_dim / 2], from the model's own rotary embedding."""
+    with torch.no_grad():
+        cos, sin = rotary_embedding(torch.zeros(1, 1, config.hidden_size), torch.arange(length)[None])
+    half = cos.shape[-1] // 2
+    return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()

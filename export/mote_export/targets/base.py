@@ -1,0 +1,40 @@
+"""What every export target provides."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mote_export.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Options of an export.
+
+    Attributes:
+        context_length: positions in the KV cache: prompt, image tokens and answer together.
+        opset: ONNX operator set.
+    """
+
+    context_length: int
+    opset: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """One runtime.
+
+    Attributes:
+        name: value of `--target`, and the folder of `--target all`.
+        runtime: the runtime's name in `mote.json` and in `mote-run --runtime`.
+        requires: modules that must be importable to export and verify, and the extra that brings them.
+        plugin_library: name of the plugin's copy among the files, or None.
+        write: writes the target's own files of a checkpoint into a folder.
+    """
+
+    name: str
+    runtime: str
+    requires: Sequence[str]
+    extra: str
+    plugin_library: str | None
+    write: Callable[[Checkpoint, ExportSettings, Path], None]

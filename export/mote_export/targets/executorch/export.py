@@ -1,0 +1,102 @@
+"""Checkpoint -> model.pte: passes, torch.export of every method, XNNPACK for what is stock, one program."""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from mote_export.checkpoint import Checkpoint
+from mote_export.model import MoteForConditionalGeneration
+from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes
+from mote_export.passes.cached_sdpa import cached_sdpa
+from mote_export.targets.base import ExportSettings
+from mote_export.targets.executorch.methods import TextDecoder, TextForward
+from mote_export.tokens import special_tokens
+from mote_export.vision import ImageEncoder
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = "model.pte"
+DELEGATED_METHODS = ("vision_encoder", "text_decoder", "forward")
+EXAMPLE_SEQUENCE = 5  # above 1, or torch.export takes the length for a constant
+TENSOR_ALIGNMENT = 64  # a line of the packed layout
+SEGMENT_ALIGNMENT = 16 * 1024  # pages of recent phones
+
+
+def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> None:
+    """Writes model.pte."""
+    model = copy.deepcopy(checkpoint.model)  # the passes work in place
+    apply_passes(model.get_decoder(), (PACK_TERNARY_EXPERTS, cached_sdpa(settings.context_length)))
+    with torch.no_grad():
+        programs = export_methods(model, settings)
+    program = lower(programs, metadata(checkpoint, settings))
+    with (folder / PROGRAM).open("wb") as file:
+        program.write_to_file(file)
+    logger.info("wrote %s", PROGRAM)
+
+
+def export_methods(model: MoteForConditionalGeneration, settings: ExportSettings) -> dict[str, ExportedProgram]:
+    """torch.export of each method with a dynamic sequence of 1 to context_length."""
+    sequence = Dim("sequence_length", min=1, max=settings.context_length)
+    vision, embedding = model.config.vision_config, model.get_input_embeddings()
+    ids = torch.zeros(1, EXAMPLE_SEQUENCE, dtype=torch.int64)
+    embeds = torch.zeros(1, EXAMPLE_SEQUENCE, model.config.text_config.hidden_size)
+    positions = torch.arange(EXAMPLE_SEQUENCE)
+    text_decoder = TextDecoder(model, settings.context_length)
+    with_positions = ({1: sequence}, {0: sequence})
+    examples: dict[str, tuple[torch.nn.Module, tuple[torch.Tensor, ...], Any]] = {
+        "vision_encoder": (
+            ImageEncoder(model),
+            (torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size),),
+            None,
+        ),
+        "token_embedding": (embedding, (ids,), ({1: sequence},)),
+        "text_decoder": (text_decoder, (embeds, positions), with_positions),
+        "forward": (TextForward(embedding, text_decoder), (ids, positions), with_positions),
+    }
+    return {
+        name: torch.export.export(module.eval(), example, dynamic_shapes=shapes, strict=False)
+        for name, (module, example, shapes) in examples.items()
+    }
+
+
+def metadata(checkpoint: Checkpoint, settings: ExportSettings) -> dict[str, Any]:
+    """Constant methods, under the names that ExecuTorch's LLM runners look for."""
+    tokens = special_tokens(checkpoint)
+    config = checkpoint.model.config.text_config
+    return {
+        "get_max_seq_len": settings.context_length,
+        "get_max_context_len": settings.context_length,
+        "get_vocab_size": config.vocab_size,
+        "get_bos_id": tokens.bos_token_id,
+        "get_eos_ids": list(tokens.eos_token_ids),
+        "get_n_layers": config.num_hidden_layers,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        "enable_dynamic_shape": True,
+    }
+
+
+def lower(programs: dict[str, ExportedProgram], constant_methods: dict[str, Any]) -> Any:
+    """Edge dialect, XNNPACK delegates, memory plan. Returns executorch's program manager."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes import MemoryPlanningPass
+
+    edge = to_edge_transform_and_lower(
+        programs,
+        partitioner={name: [XnnpackPartitioner()] for name in DELEGATED_METHODS},
+        constant_methods=constant_methods,
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),  # it knows no custom operators
+    )
+    return edge.to_executorch(
+        ExecutorchBackendConfig(
+            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+            extract_delegate_segments=True,
+            segment_alignment=SEGMENT_ALIGNMENT,
+            constant_tensor_alignment=TENSOR_ALIGNMENT,
+        )
+    )

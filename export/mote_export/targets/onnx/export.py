@@ -1,0 +1,126 @@
+"""Checkpoint -> folder of ONNX graphs: passes, torch.onnx.export, external data that can be mapped, client configurations."""
+
+import copy
+import logging
+import shutil
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+from mote_export.checkpoint import Checkpoint
+from mote_export.manifest import image_spec, model_spec
+from mote_export.model import MoteForConditionalGeneration
+from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes
+from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
+from mote_export.passes.onnx_ternary_moe import ONNX_TERNARY_MOE
+from mote_export.targets.base import ExportSettings
+from mote_export.targets.onnx.external_data import save_with_external_data
+from mote_export.targets.onnx.genai import write_genai_config, write_processor_config
+from mote_export.targets.onnx.graphs import DecoderGraph, EmbeddingGraph, VisionGraph
+from mote_runtime.library import get_library_path
+
+logger = logging.getLogger(__name__)
+
+PLUGIN = "libmote_ort.so"
+PASSES = (PACK_TERNARY_EXPERTS, GROUP_QUERY_ATTENTION, ONNX_TERNARY_MOE)
+# Lengths of the traced example: different from each other and above 1, so that no dimension is taken for a constant.
+EXAMPLE_IMAGES, EXAMPLE_SEQUENCE, EXAMPLE_PAST = 2, 7, 11
+
+
+def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> None:
+    """Writes the graphs, the configurations of onnxruntime-genai and a copy of the plugin, which it wants in the folder."""
+    write_graphs(checkpoint, settings, folder)
+    shutil.copyfile(get_library_path("onnxruntime"), folder / PLUGIN)
+    write_genai_config(folder, model_spec(checkpoint, settings.context_length), PLUGIN)
+    write_processor_config(folder, image_spec(checkpoint))
+
+
+def write_graphs(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> None:
+    """Writes vision.onnx, embedding.onnx and model.onnx with their external data."""
+    model = copy.deepcopy(checkpoint.model)  # the passes work in place
+    apply_passes(model.get_decoder(), PASSES)
+    for name, program in (
+        ("vision.onnx", vision_program(model, settings)),
+        ("embedding.onnx", embedding_program(model, settings)),
+        ("model.onnx", decoder_program(model, settings)),
+    ):
+        save_with_external_data(program, folder / name)
+        logger.info("wrote %s", name)
+
+
+def vision_program(model: MoteForConditionalGeneration, settings: ExportSettings) -> torch.onnx.ONNXProgram:
+    size = model.config.vision_config.image_size
+    channels = model.config.vision_config.num_channels
+    return _export(
+        VisionGraph(model),
+        (torch.zeros(1, EXAMPLE_IMAGES, channels, size, size),),
+        ({1: "num_images"},),
+        ["pixel_values"],
+        ["image_features"],
+        settings,
+    )
+
+
+def embedding_program(model: MoteForConditionalGeneration, settings: ExportSettings) -> torch.onnx.ONNXProgram:
+    ids = torch.zeros(1, EXAMPLE_SEQUENCE, dtype=torch.int64)
+    features = torch.zeros(EXAMPLE_PAST, model.config.text_config.hidden_size)
+    return _export(
+        EmbeddingGraph(model),
+        (ids, features),
+        ({1: "sequence_length"}, {0: "num_image_tokens"}),
+        ["input_ids", "image_features"],
+        ["inputs_embeds"],
+        settings,
+    )
+
+
+def decoder_program(model: MoteForConditionalGeneration, settings: ExportSettings) -> torch.onnx.ONNXProgram:
+    config = model.config.text_config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers = config.num_hidden_layers
+    # One tensor each: torch.export takes a tensor that is passed twice for one input.
+    cache = [[torch.zeros(1, config.num_key_value_heads, EXAMPLE_PAST, head_dim) for _ in range(2)] for _ in range(layers)]
+    past_axes = {2: "past_sequence_length"}
+    program = _export(
+        DecoderGraph(model, settings.context_length),
+        (
+            torch.zeros(1, EXAMPLE_SEQUENCE, config.hidden_size),
+            torch.ones(1, EXAMPLE_SEQUENCE + EXAMPLE_PAST, dtype=torch.int64),
+            cache,
+        ),
+        ({1: "sequence_length"}, {1: "total_sequence_length"}, [[past_axes, past_axes] for _ in range(layers)]),
+        ["inputs_embeds", "attention_mask", *_cache_names("past_key_values", layers)],
+        ["logits", *_cache_names("present", layers)],
+        settings,
+    )
+    for value in program.model.graph.outputs[1:]:
+        assert value.shape is not None
+        value.shape = ir.Shape([*value.shape[:2], "total_sequence_length", value.shape[3]])
+    return program
+
+
+def _cache_names(prefix: str, layers: int) -> list[str]:
+    return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+
+
+def _export(
+    graph: torch.nn.Module,
+    example: tuple[object, ...],
+    dynamic_shapes: tuple[object, ...],
+    input_names: list[str],
+    output_names: list[str],
+    settings: ExportSettings,
+) -> torch.onnx.ONNXProgram:
+    program = torch.onnx.export(
+        graph.eval(),
+        example,
+        dynamo=True,
+        opset_version=settings.opset,
+        dynamic_shapes=dynamic_shapes,
+        input_names=input_names,
+        output_names=output_names,
+        verbose=False,
+    )
+    assert program is not None  # None only with an output path
+    return program

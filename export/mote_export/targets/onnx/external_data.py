@@ -1,0 +1,44 @@
+"""ONNX external data laid out so that a runtime can map it and kernels can read it in place.
+
+onnx-ir's own writer aligns large tensors only. Here every external tensor begins at a multiple of 64 bytes (a line of the packed
+layout), and the file is padded to the page size of recent phones.
+"""
+
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+TENSOR_ALIGNMENT = 64
+FILE_ALIGNMENT = 16 * 1024
+INLINE_BYTES = 1024  # smaller tensors stay in the .onnx file, where shape inference can see them
+
+
+def save_with_external_data(program: torch.onnx.ONNXProgram, path: Path) -> None:
+    """Writes `path` and, if the graph has tensors of 1 KiB or more, `path`.data."""
+    data = path.with_name(path.name + ".data")
+    model = program.model
+    large = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    large = [value for value in large if value.const_value.nbytes >= INLINE_BYTES]
+    if large:
+        with data.open("wb") as file:
+            for value in large:
+                file.write(bytes(-file.tell() % TENSOR_ALIGNMENT))
+                value.const_value = _write(value, file.tell(), data, file)
+            file.write(bytes(-file.tell() % FILE_ALIGNMENT))
+    ir.save(model, path)
+
+
+def _write(value: ir.Value, offset: int, data: Path, file: "object") -> ir.ExternalTensor:
+    tensor = value.const_value
+    assert tensor is not None and tensor.name is not None
+    file.write(tensor.tobytes())  # type: ignore[attr-defined]
+    return ir.ExternalTensor(
+        location=data.name,
+        offset=offset,
+        length=tensor.nbytes,
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape),
+        name=tensor.name,
+        base_dir=data.parent,
+    )

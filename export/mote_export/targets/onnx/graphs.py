@@ -1,0 +1,75 @@
+"""The modules that become vision.onnx, embedding.onnx and model.onnx (docs/export-format.md)."""
+
+import torch
+from torch import Tensor, nn
+
+from mote_export.decoder import check_decoder, run_layers
+from mote_export.model import MoteForConditionalGeneration
+from mote_export.passes.attention import rotary_tables
+from mote_export.vision import ImageEncoder
+
+
+class VisionGraph(nn.Module):
+    """pixel_values [1, N, 3, height, width] to image_features [N * T, hidden]."""
+
+    def __init__(self, model: MoteForConditionalGeneration) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder(model)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        features: Tensor = self.encoder(pixel_values.squeeze(0))
+        return features.flatten(0, 1)
+
+
+class EmbeddingGraph(nn.Module):
+    """Token embeddings in which the rows of image tokens are replaced, in order, by image features [n, hidden], n >= 0."""
+
+    def __init__(self, model: MoteForConditionalGeneration) -> None:
+        super().__init__()
+        self.embedding = model.get_input_embeddings()
+        self.image_token_id: int = model.config.image_token_id
+
+    def forward(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
+        embeds = self.embedding(input_ids)
+        image_token = torch.tensor(self.image_token_id)
+        # ScatterND takes the n-th image token's row from the n-th feature. torch's own masked writes need to know n; ONNX's do not.
+        rows = torch.onnx.ops.symbolic(
+            "NonZero", [input_ids == image_token], dtype=torch.int64, shape=(2, image_features.shape[0])
+        )
+        merged: Tensor = torch.onnx.ops.symbolic(
+            "ScatterND", [embeds, rows.transpose(0, 1), image_features], dtype=embeds.dtype, shape=embeds.shape
+        )
+        return merged
+
+
+class DecoderGraph(nn.Module):
+    """One step of the decoder, prefill or decode, after the group-query-attention pass."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, model: MoteForConditionalGeneration, context_length: int) -> None:
+        super().__init__()
+        self.decoder = model.get_decoder()
+        check_decoder(self.decoder)
+        self.lm_head = model.lm_head
+        cos, sin = rotary_tables(self.decoder.rotary_emb, self.decoder.config, context_length)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, past_key_values: list[list[Tensor]]
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        seqlens_k = (attention_mask.sum(dim=1) - 1).to(torch.int32)
+        total_length = torch.onnx.ops.symbolic("Shape", [attention_mask], {"start": 1}, dtype=torch.int64, shape=(1,))
+        total_length = total_length.to(torch.int32)
+        past = iter(past_key_values)
+        present = []
+
+        def attend(attention: nn.Module, hidden_states: Tensor) -> Tensor:
+            output, key, value = attention(hidden_states, next(past), seqlens_k, total_length, self.cos, self.sin)
+            present.append([key, value])
+            return output
+
+        last = run_layers(self.decoder, inputs_embeds, attend)
+        return self.lm_head(last), present
