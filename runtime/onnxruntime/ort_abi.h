@@ -1,0 +1,130 @@
+// The part of ONNX Runtime's C ABI that this plugin uses, declared by us, so that building needs no ONNX Runtime headers
+// (no Python package ships them). The ABI only ever grows at its ends, so a slot keeps its number in all later versions.
+// ort_abi_check.cpp compares every offset, signature and constant here with the official header where one is at hand.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// The runtime's opaque types, under their own names: then a signature below is the same C++ type as the official one.
+struct OrtAllocator;
+struct OrtCustomOpDomain;
+struct OrtKernelContext;
+struct OrtKernelInfo;
+struct OrtMemoryInfo;
+struct OrtSessionOptions;
+struct OrtShapeInferContext;
+struct OrtStatus;
+struct OrtTensorTypeAndShapeInfo;
+struct OrtValue;
+
+namespace mote::ort {
+
+/// First version with KernelContext_ParallelFor and InferOutputShapeFn. Every later ONNX Runtime serves it too.
+inline constexpr uint32_t kApiVersion = 17;
+inline constexpr const char* kFirstRuntimeVersion = "1.17";
+
+// Values of the official enums, which are ints in the ABI.
+inline constexpr int kFail = 1;                 // OrtErrorCode
+inline constexpr int kInvalidArgument = 2;      // OrtErrorCode
+inline constexpr int kFloat = 1;                // ONNXTensorElementDataType
+inline constexpr int kUint8 = 2;                // ONNXTensorElementDataType
+inline constexpr int kArenaAllocator = 1;       // OrtAllocatorType
+inline constexpr int kMemTypeDefault = 0;       // OrtMemType
+inline constexpr int kRequired = 0;             // OrtCustomOpInputOutputCharacteristic
+
+using Slot = void (*)();
+
+/// OrtApi up to version 17: the functions used here, and gaps of unnamed slots between them.
+struct Api {
+  OrtStatus* (*CreateStatus)(int code, const char* message);
+  Slot gap_1[25];
+  OrtStatus* (*CreateCustomOpDomain)(const char* name, OrtCustomOpDomain** out);
+  OrtStatus* (*CustomOpDomain_Add)(OrtCustomOpDomain* domain, const struct CustomOp* op);
+  OrtStatus* (*AddCustomOpDomain)(OrtSessionOptions* options, OrtCustomOpDomain* domain);
+  Slot gap_29[22];
+  OrtStatus* (*GetTensorMutableData)(OrtValue* value, void** out);
+  Slot gap_52[9];
+  OrtStatus* (*GetDimensionsCount)(const OrtTensorTypeAndShapeInfo* info, size_t* out);
+  OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo* info, int64_t* out, size_t length);
+  Slot gap_63[2];
+  OrtStatus* (*GetTensorTypeAndShape)(const OrtValue* value, OrtTensorTypeAndShapeInfo** out);
+  Slot gap_66[3];
+  OrtStatus* (*CreateCpuMemoryInfo)(int allocator_type, int mem_type, OrtMemoryInfo** out);
+  Slot gap_70[5];
+  OrtStatus* (*AllocatorAlloc)(OrtAllocator* allocator, size_t size, void** out);
+  OrtStatus* (*AllocatorFree)(OrtAllocator* allocator, void* memory);
+  Slot gap_77[9];
+  OrtStatus* (*KernelInfoGetAttribute_int64)(const OrtKernelInfo* info, const char* name, int64_t* out);
+  OrtStatus* (*KernelInfoGetAttribute_string)(const OrtKernelInfo* info, const char* name, char* out, size_t* size);
+  Slot gap_88[2];
+  OrtStatus* (*KernelContext_GetInput)(const OrtKernelContext* context, size_t index, const OrtValue** out);
+  OrtStatus* (*KernelContext_GetOutput)(OrtKernelContext* context, size_t index, const int64_t* shape, size_t rank,
+                                        OrtValue** out);
+  Slot gap_92[1];
+  void (*ReleaseStatus)(OrtStatus* status);
+  void (*ReleaseMemoryInfo)(OrtMemoryInfo* info);
+  Slot gap_95[4];
+  void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info);
+  Slot gap_100[1];
+  void (*ReleaseCustomOpDomain)(OrtCustomOpDomain* domain);
+  Slot gap_102[28];
+  OrtStatus* (*AddSessionConfigEntry)(OrtSessionOptions* options, const char* key, const char* value);
+  Slot gap_131[1];
+  void (*ReleaseAllocator)(OrtAllocator* allocator);
+  Slot gap_133[104];
+  OrtStatus* (*HasSessionConfigEntry)(const OrtSessionOptions* options, const char* key, int* out);
+  Slot gap_238[6];
+  OrtStatus* (*KernelInfo_GetNodeName)(const OrtKernelInfo* info, char* out, size_t* size);
+  Slot gap_245[4];
+  OrtStatus* (*KernelInfoGetConstantInput_tensor)(const OrtKernelInfo* info, size_t index, int* is_constant,
+                                                  const OrtValue** out);
+  Slot gap_250[3];
+  OrtStatus* (*KernelContext_GetAllocator)(const OrtKernelContext* context, const OrtMemoryInfo* info,
+                                           OrtAllocator** out);
+  Slot gap_254[14];
+  OrtStatus* (*ShapeInferContext_GetInputTypeShape)(const OrtShapeInferContext* context, size_t index,
+                                                    OrtTensorTypeAndShapeInfo** out);
+  Slot gap_269[1];
+  OrtStatus* (*ShapeInferContext_SetOutputTypeShape)(const OrtShapeInferContext* context, size_t index,
+                                                     const OrtTensorTypeAndShapeInfo* info);
+  Slot gap_271[3];
+  OrtStatus* (*KernelContext_ParallelFor)(const OrtKernelContext* context, void (*task)(void* arg, size_t index),
+                                          size_t count, size_t num_batch, void* arg);
+};
+
+/// Entry point of the ABI: what RegisterCustomOps is handed.
+struct ApiBase {
+  const Api* (*GetApi)(uint32_t version);
+  const char* (*GetVersionString)();
+};
+
+/// OrtCustomOp as of version 17. `version` tells the runtime how many of the callbacks exist.
+struct CustomOp {
+  uint32_t version = kApiVersion;
+  void* (*CreateKernel)(const CustomOp* op, const Api* api, const OrtKernelInfo* info) = nullptr;
+  const char* (*GetName)(const CustomOp* op) = nullptr;
+  const char* (*GetExecutionProviderType)(const CustomOp* op) = nullptr;
+  int (*GetInputType)(const CustomOp* op, size_t index) = nullptr;
+  size_t (*GetInputTypeCount)(const CustomOp* op) = nullptr;
+  int (*GetOutputType)(const CustomOp* op, size_t index) = nullptr;
+  size_t (*GetOutputTypeCount)(const CustomOp* op) = nullptr;
+  void (*KernelCompute)(void* kernel, OrtKernelContext* context) = nullptr;
+  void (*KernelDestroy)(void* kernel) = nullptr;
+  int (*GetInputCharacteristic)(const CustomOp* op, size_t index) = nullptr;
+  int (*GetOutputCharacteristic)(const CustomOp* op, size_t index) = nullptr;
+  int (*GetInputMemoryType)(const CustomOp* op, size_t index) = nullptr;
+  int (*GetVariadicInputMinArity)(const CustomOp* op) = nullptr;
+  int (*GetVariadicInputHomogeneity)(const CustomOp* op) = nullptr;
+  int (*GetVariadicOutputMinArity)(const CustomOp* op) = nullptr;
+  int (*GetVariadicOutputHomogeneity)(const CustomOp* op) = nullptr;
+  OrtStatus* (*CreateKernelV2)(const CustomOp* op, const Api* api, const OrtKernelInfo* info, void** kernel) = nullptr;
+  OrtStatus* (*KernelComputeV2)(void* kernel, OrtKernelContext* context) = nullptr;
+  OrtStatus* (*InferOutputShapeFn)(const CustomOp* op, OrtShapeInferContext* context) = nullptr;
+  int (*GetStartVersion)(const CustomOp* op) = nullptr;
+  int (*GetEndVersion)(const CustomOp* op) = nullptr;
+  // Version 18 only: never called for ours, present because the runtime may copy or read a whole OrtCustomOp.
+  Slot since_version_18[4] = {};
+};
+
+}  // namespace mote::ort
