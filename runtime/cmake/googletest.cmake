@@ -1,0 +1,12 @@
+# GoogleTest from the system: an installed package, or the sources that Debian's googletest package leaves in /usr/src.
+find_package(GTest QUIET)
+if(NOT GTest_FOUND)
+  if(NOT EXISTS /usr/src/googletest/CMakeLists.txt)
+    message(FATAL_ERROR "GoogleTest was not found; install it, e.g. apt-get install libgtest-dev")
+  endif()
+  add_subdirectory(/usr/src/googletest ${CMAKE_BINARY_DIR}/googletest EXCLUDE_FROM_ALL)
+  if(NOT TARGET GTest::gtest_main)
+    add_library(GTest::gtest ALIAS gtest)
+    add_library(GTest::gtest_main ALIAS gtest_main)
+  endif()
+endif()
