@@ -1,0 +1,26 @@
+// A second, independent reading of docs/operator.md and docs/layout.md: plain loops that share no code with the core.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mote::test {
+
+/// A layer as plain arrays. Nothing here needs to be aligned.
+struct ReferenceLayer {
+  size_t num_experts, top_k, hidden_size, intermediate_size;
+  bool normalize_topk;
+  const void* router;
+  const uint8_t* gate_up_packed;
+  const void* gate_up_scale;
+  const uint8_t* down_packed;
+  const void* down_scale;
+};
+
+/// y[tokens, H] from x[tokens, H].
+void reference_compute(const ReferenceLayer& layer, const float* x, float* y, size_t tokens);
+
+/// exp as docs/operator.md defines it.
+float reference_exp(float v);
+
+}  // namespace mote::test
