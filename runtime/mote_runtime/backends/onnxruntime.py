@@ -1,0 +1,177 @@
+"""Runs an exported folder with ONNX Runtime: three sessions, and the operator plugin on the decoder."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mote_runtime.arrays import FloatArray, IntArray
+from mote_runtime.backends.base import Backend, import_runtime, reason
+from mote_runtime.errors import BackendError
+from mote_runtime.library import get_library_path
+from mote_runtime.manifest import Manifest, ModelSpec
+
+logger = logging.getLogger(__name__)
+
+# ONNX Runtime reads this when it is imported, so it is set before that.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+ort: Any = import_runtime("onnxruntime", "install it with `pip install onnxruntime`")
+
+_SEVERITY_FATAL, _SEVERITY_WARNING = 4, 2
+_PLUGIN_HINT = (
+    "the operator mote::TernaryMoE comes from the plugin of mote's own installation, loaded with "
+    'SessionOptions.register_custom_ops_library(mote_runtime.get_library_path("onnxruntime"))'
+)
+
+_Shape = Sequence[int | None]
+
+
+class OnnxRuntimeBackend(Backend):
+    """`vision.onnx`, `embedding.onnx` and `model.onnx` of a folder.
+
+    Keys and values lie in one buffer of context length for each layer, bound to the decoder as past and as present
+    at once, so GroupQueryAttention appends in place and a step copies nothing.
+    """
+
+    def __init__(self, manifest: Manifest, threads: int | None) -> None:
+        self._model = manifest.model
+        self._decoder = _open_session(manifest, "model.onnx", threads, plugin=manifest.plugin_library is not None)
+        # The embedding graph only gathers rows: threads of its own would wait for work that never comes.
+        self._embedding = _open_session(manifest, "embedding.onnx", 1)
+        self._vision = _open_session(manifest, "vision.onnx", threads) if manifest.image is not None else None
+        self._check_graphs(manifest)
+        self._mask = np.ones((1, self._model.context_length), np.int64)
+        self._logits = np.zeros((1, 1, self._model.vocab_size), np.float32)
+        self._no_features = np.zeros((0, self._model.hidden_size), np.float32)
+        self._binding = self._bind_buffers()
+        self._position = 0
+
+    def _check_graphs(self, manifest: Manifest) -> None:
+        model, hidden, vocab = self._model, self._model.hidden_size, self._model.vocab_size
+        cache = (1, model.num_key_value_heads, None, model.head_dim)
+        past = dict.fromkeys(_cache_names(model, "past_key_values"), cache)
+        present = dict.fromkeys(_cache_names(model, "present"), cache)
+        _check_values(
+            "model.onnx",
+            self._decoder,
+            {"inputs_embeds": (1, None, hidden), "attention_mask": (1, None), **past},
+            {"logits": (1, 1, vocab), **present},
+        )
+        features: dict[str, _Shape] = {"image_features": (None, hidden)} if self._vision else {}
+        _check_values(
+            "embedding.onnx",
+            self._embedding,
+            {"input_ids": (1, None), **features},
+            {"inputs_embeds": (1, None, hidden)},
+        )
+        if self._vision and manifest.image:
+            pixels = (1, None, 3, manifest.image.height, manifest.image.width)
+            _check_values("vision.onnx", self._vision, {"pixel_values": pixels}, features)
+
+    def _bind_buffers(self) -> Any:
+        model = self._model
+        shape = (1, model.num_key_value_heads, model.context_length, model.head_dim)
+        binding = self._decoder.io_binding()
+        pairs = zip(_cache_names(model, "past_key_values"), _cache_names(model, "present"), strict=True)
+        try:
+            for past, present in pairs:
+                # Zeroed memory from the system takes no room before it is written to.
+                buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+                binding.bind_ortvalue_input(past, buffer)
+                binding.bind_ortvalue_output(present, buffer)
+        except (MemoryError, ValueError) as error:  # numpy: more than an array can ever hold
+            raise BackendError(
+                f"no memory for the KV cache: {2 * model.num_hidden_layers} buffers of {list(shape)} float32 values; "
+                "export with a shorter context"
+            ) from error
+        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
+        return binding
+
+    def encode_image(self, pixel_values: FloatArray) -> FloatArray:
+        if self._vision is None:
+            raise BackendError("this export has no vision.onnx")
+        return _run(self._vision, "image_features", {"pixel_values": pixel_values[np.newaxis]})
+
+    def embed(self, input_ids: IntArray, image_features: FloatArray | None = None) -> FloatArray:
+        inputs: dict[str, Any] = {"input_ids": input_ids[np.newaxis]}
+        if self._vision is not None:
+            inputs["image_features"] = self._no_features if image_features is None else image_features
+        return _run(self._embedding, "inputs_embeds", inputs)[0]
+
+    def decode(self, inputs_embeds: FloatArray) -> FloatArray:
+        total = self._position + len(inputs_embeds)
+        self._binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(inputs_embeds[np.newaxis]))
+        self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
+        try:
+            self._decoder.run_with_iobinding(self._binding)
+        except Exception as error:  # the exceptions of onnxruntime's binding have no common base of their own
+            raise BackendError(f"onnxruntime failed in model.onnx: {reason(error)}") from error
+        self._position = total
+        return self._logits[0, 0].copy()
+
+    def reset(self) -> None:
+        self._position = 0  # the mask hides what is left in the buffers
+
+    def close(self) -> None:
+        del self._binding, self._decoder, self._embedding, self._vision
+
+
+def _cache_names(model: ModelSpec, prefix: str) -> list[str]:
+    return [f"{prefix}.{layer}.{kind}" for layer in range(model.num_hidden_layers) for kind in ("key", "value")]
+
+
+def _open_session(manifest: Manifest, name: str, threads: int | None, *, plugin: bool = False) -> Any:
+    options = ort.SessionOptions()
+    # Failures arrive as exceptions; the library's own lines beside them are for those who asked for more.
+    options.log_severity_level = _SEVERITY_WARNING if logger.isEnabledFor(logging.DEBUG) else _SEVERITY_FATAL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if plugin:
+        _register_plugin(options)
+    try:
+        return ort.InferenceSession(str(manifest.path(name)), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the exceptions of onnxruntime's binding have no common base of their own
+        text = reason(error)
+        hint = f"; {_PLUGIN_HINT}" if "TernaryMoE" in text or ("mote" in text and "not a registered" in text) else ""
+        raise BackendError(f"onnxruntime cannot load {name} in {manifest.folder}: {text}{hint}") from error
+
+
+def _register_plugin(options: Any) -> None:
+    """Register the installed plugin; a library in a model's folder is never loaded, as it would be foreign code."""
+    path = str(get_library_path("onnxruntime"))
+    try:
+        options.register_custom_ops_library(path)
+    except Exception as error:
+        raise BackendError(f"onnxruntime cannot load the plugin {path}: {reason(error)}; {_PLUGIN_HINT}") from error
+
+
+def _check_values(name: str, session: Any, inputs: Mapping[str, _Shape], outputs: Mapping[str, _Shape]) -> None:
+    """Compare a graph's inputs and outputs with the manifest, before a wrong shape is read or written by anyone."""
+    for kind, values, expected in (
+        ("inputs", session.get_inputs(), inputs),
+        ("outputs", session.get_outputs(), outputs),
+    ):
+        found = {value.name: value for value in values}
+        if found.keys() != expected.keys():
+            extra, missing = sorted(found.keys() - expected.keys()), sorted(expected.keys() - found.keys())
+            raise BackendError(f"{name} has other {kind} than mote.json says: extra {extra}, missing {missing}")
+        for key, shape in expected.items():
+            if not _fits(found[key].shape, shape):
+                raise BackendError(f"{name}: {key} has shape {found[key].shape}, but mote.json says {list(shape)}")
+
+
+def _fits(found: Sequence[int | str | None], expected: _Shape) -> bool:
+    """Whether a graph's shape can be the expected one; a name or None stands for any size."""
+    if len(found) != len(expected):
+        return False
+    return all(size == want for size, want in zip(found, expected, strict=True) if isinstance(size, int) and want)
+
+
+def _run(session: Any, output: str, inputs: Mapping[str, Any]) -> FloatArray:
+    try:
+        result: FloatArray = session.run([output], inputs)[0]
+    except Exception as error:
+        raise BackendError(f"onnxruntime failed to compute {output}: {reason(error)}") from error
+    return result

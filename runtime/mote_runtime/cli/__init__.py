@@ -1,0 +1,1 @@
+"""Command lines of the on-device side."""
