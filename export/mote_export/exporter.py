@@ -149,5 +149,7 @@ def choose_context(checkpoint: Checkpoint, requested: int | None) -> int:
     if requested is None:
         return min(limit, DEFAULT_CONTEXT)
     if not 2 <= requested <= limit:
-        raise MoteError(f"the context length is {requested}, expected 2 to {limit} (the model's max_position_embeddings).")
+        raise MoteError(
+            f"the context length is {requested}, expected 2 to {limit} (the model's max_position_embeddings)."
+        )
     return requested

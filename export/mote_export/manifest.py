@@ -12,7 +12,16 @@ from mote_export.checkpoint import Checkpoint
 from mote_export.packing import LAYOUT_VERSION
 from mote_export.tokens import IMAGE, USER_PREFIX, USER_SUFFIX, special_tokens
 from mote_runtime.errors import MoteError
-from mote_runtime.manifest import FORMAT, FORMAT_VERSION, MANIFEST_NAME, PACKING, ImageSpec, ModelSpec, MoeSpec, PromptSpec
+from mote_runtime.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    PACKING,
+    ImageSpec,
+    ModelSpec,
+    MoeSpec,
+    PromptSpec,
+)
 
 VERSIONED_PACKAGES = ("mote", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "executorch")
 BICUBIC = 3  # PIL's number in preprocessor_config.json
@@ -93,7 +102,9 @@ def image_spec(checkpoint: Checkpoint) -> ImageSpec:
         if (size.get("height"), size.get("width")) != (side, side):
             raise MoteError(f"{name} resizes images to {size}, but the vision tower takes {side} x {side}.")
         if values.get("resample", BICUBIC) != BICUBIC or values.get("do_center_crop") or values.get("do_pad"):
-            raise MoteError(f"{name} asks for cropping, padding or a filter other than bicubic, which mote does not do.")
+            raise MoteError(
+                f"{name} asks for cropping, padding or a filter other than bicubic, which mote does not do."
+            )
         mean, std = (tuple(float(value) for value in values[key]) for key in ("image_mean", "image_std"))
         if len(mean) != 3 or len(std) != 3:
             raise ValueError("image_mean and image_std have three values each")
@@ -122,7 +133,7 @@ def write_manifest(
         "moe": asdict(moe_spec(checkpoint)),
         "image": asdict(image_spec(checkpoint)),
         "prompt": asdict(PromptSpec(USER_PREFIX, IMAGE, USER_SUFFIX)),
-        "plugin": {"library": plugin_library},
+        "plugin": {"library": plugin_library} if plugin_library else None,
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
         "memory": dict(memory),
         "verification": dict(verification),

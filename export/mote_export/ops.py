@@ -1,7 +1,7 @@
 """`torch.ops.mote.ternary_moe`: the operator of docs/operator.md as a torch custom op, with a reference that defines its bits.
 
-The reference runs every float32 operation of the specification as one eager torch operation, and the integer dot products as float32
-matrix products of small integers, which are exact below 2^24. So the kernels of the runtimes can be compared with `==`.
+The reference runs every float32 operation of the specification as one eager torch operation, and the integer dot products as
+float32 matrix products of small integers, which are exact below 2^24. So the kernels of the runtimes can be compared with `==`.
 Importing this module registers the op, its fake kernel and the `.out` variant that ExecuTorch lowers to.
 """
 
@@ -120,7 +120,9 @@ def exp(v: Tensor) -> Tensor:
     return p * ((n.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
-def _unpack_expert(gate_up: Tensor, down: Tensor, hidden_size: int, intermediate_size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _unpack_expert(
+    gate_up: Tensor, down: Tensor, hidden_size: int, intermediate_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gate, up [I, H] and down [H, I] of one expert as float32 -1, 0, 1."""
     gate_codes, up_codes = unpack_gate_up(gate_up.numpy(), intermediate_size, hidden_size)
     down_codes = unpack_2bit(down.numpy(), hidden_size, intermediate_size)

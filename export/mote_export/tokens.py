@@ -42,7 +42,9 @@ def special_tokens(checkpoint: Checkpoint) -> SpecialTokens:
     config = checkpoint.model.config
     image = find("<|image_pad|>")
     if config.image_token_id != image:
-        raise MoteError(f"config.image_token_id is {config.image_token_id}, but <|image_pad|> is token {image} of the tokenizer.")
+        raise MoteError(
+            f"config.image_token_id is {config.image_token_id}, but <|image_pad|> is token {image} of the tokenizer."
+        )
     if tokenizer.get_vocab_size() > config.text_config.vocab_size:
         raise MoteError(
             f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model's vocabulary only {config.text_config.vocab_size}."

@@ -14,7 +14,7 @@ class ImageEncoder(nn.Module):
         config = model.config
         if not isinstance(config.vision_feature_layer, int):
             raise MoteError(
-                f"vision_feature_layer is {config.vision_feature_layer}, expected one layer index: several layers are not supported."
+                f"vision_feature_layer is {config.vision_feature_layer}, expected one layer index: several are not supported."
             )
         self.vision_tower = model.vision_tower
         self.projector = model.multi_modal_projector

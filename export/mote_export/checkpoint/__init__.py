@@ -9,7 +9,15 @@ from mote_export.checkpoint.pt import load_model_pt, save_model_pt
 
 FORMATS: tuple[CheckpointFormat, ...] = (pt.FORMAT, folder.FORMAT)
 
-__all__ = ["FORMATS", "Checkpoint", "CheckpointError", "load_checkpoint", "load_model_pt", "save_folder", "save_model_pt"]
+__all__ = [
+    "FORMATS",
+    "Checkpoint",
+    "CheckpointError",
+    "load_checkpoint",
+    "load_model_pt",
+    "save_folder",
+    "save_model_pt",
+]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

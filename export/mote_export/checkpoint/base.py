@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from mote_export.model import MoteConfig, MoteForConditionalGeneration
 from mote_runtime.errors import MoteError
@@ -17,6 +16,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "chat_template.jinja", "generation_config.json")
 COMPANION_FILES = TOKENIZER_FILES + PROCESSOR_FILES
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+COMMON_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+SIZES = {
+    "text_config": (*COMMON_SIZES, "vocab_size", "max_position_embeddings"),
+    "vision_config": (*COMMON_SIZES, "image_size", "patch_size", "num_channels"),
+}
 MAX_LAYERS = 1024  # building a model costs time per layer even on the meta device
 
 
@@ -52,36 +56,41 @@ def build_model(source: Path, config: Mapping[str, Any], state: Mapping[str, Ten
     """
     parsed = _parse_config(source, config)
     _check_state(source, parsed, state)
-    model = MoteForConditionalGeneration.from_pretrained(None, config=parsed, state_dict=dict(state), dtype=torch.float32)
+    model = MoteForConditionalGeneration.from_pretrained(
+        None, config=parsed, state_dict=dict(state), dtype=torch.float32
+    )
     return model.eval()
 
 
 def _parse_config(source: Path, config: Mapping[str, Any]) -> MoteConfig:
     if config.get("model_type") != MoteConfig.model_type:
         raise CheckpointError(
-            f"{source} holds a model of type {config.get('model_type')!r}, expected 'mote': make one with mote_export.model.upcycle."
+            f"{source} holds a model of type {config.get('model_type')!r}, expected 'mote': see mote_export.model.upcycle."
         )
     if config.get("moe") is None:
         raise CheckpointError(f"{source} has no MoTE layer (its config has no 'moe'): up-cycle the model first.")
     if "quantization_config" in config:
-        raise CheckpointError(f"{source} is quantized already (config.quantization_config): export the original checkpoint.")
+        raise CheckpointError(
+            f"{source} is quantized already (config.quantization_config): export the original checkpoint."
+        )
     try:
-        values = {key: value for key, value in config.items() if key != "model_type"}
-        parsed = MoteConfig(**values)
-        _check_sizes(parsed.text_config, ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"))
-        _check_sizes(parsed.vision_config, ("hidden_size", "intermediate_size", "num_attention_heads", "image_size", "patch_size"))
+        for section, names in SIZES.items():
+            _check_sizes(section, config[section], names)
+        parsed = MoteConfig(**{key: value for key, value in config.items() if key != "model_type"})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{source} has a configuration that cannot be used: {error}.") from error
     return parsed
 
 
-def _check_sizes(config: PretrainedConfig, names: tuple[str, ...]) -> None:
+def _check_sizes(section: str, values: Any, names: tuple[str, ...]) -> None:
+    """Before a configuration class sees them: some build a list entry per layer."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{section} is {values!r}, expected a dictionary")
     for name in names:
-        value = getattr(config, name)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{config.model_type}.{name} is {value!r}, expected a positive integer")
-    if type(config.num_hidden_layers) is not int or not 1 <= config.num_hidden_layers <= MAX_LAYERS:
-        raise ValueError(f"{config.model_type}.num_hidden_layers is {config.num_hidden_layers!r}, expected 1 to {MAX_LAYERS}")
+        if type(values.get(name)) is not int or values[name] < 1:
+            raise ValueError(f"{section}.{name} is {values.get(name)!r}, expected a positive integer")
+    if values["num_hidden_layers"] > MAX_LAYERS:
+        raise ValueError(f"{section}.num_hidden_layers is {values['num_hidden_layers']}, expected 1 to {MAX_LAYERS}")
 
 
 def _check_state(source: Path, config: MoteConfig, state: Mapping[str, Tensor]) -> None:
@@ -96,21 +105,29 @@ def _check_state(source: Path, config: MoteConfig, state: Mapping[str, Tensor]) 
     unexpected = sorted(state.keys() - expected.keys())
     if missing or unexpected:
         kind, names = ("lacks", missing) if missing else ("has an unexpected", unexpected)
-        raise CheckpointError(f"{source} {kind} tensor {names[0]} ({len(names)} such): it does not fit its own configuration.")
+        raise CheckpointError(
+            f"{source} {kind} tensor {names[0]} ({len(names)} such): it does not fit its own configuration."
+        )
     for name, tensor in state.items():
         if tensor.shape != expected[name]:
-            raise CheckpointError(f"{source}: {name} has shape {list(tensor.shape)}, the configuration wants {list(expected[name])}.")
+            raise CheckpointError(
+                f"{source}: {name} has shape {list(tensor.shape)}, the configuration wants {list(expected[name])}."
+            )
         if tensor.dtype not in FLOAT_DTYPES:
             raise CheckpointError(f"{source}: {name} is {tensor.dtype}, expected float32, float16 or bfloat16.")
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{source}: {name} contains NaN or infinity: the checkpoint is damaged or its training diverged.")
+            raise CheckpointError(
+                f"{source}: {name} contains NaN or infinity: the checkpoint is damaged or its training diverged."
+            )
 
 
 def check_files(source: Path, files: Mapping[Any, Any]) -> dict[str, str]:
     """The companion files, or an error when a name or content is not what a checkpoint may carry."""
     for name, content in files.items():
         if name not in COMPANION_FILES or not isinstance(content, str):
-            raise CheckpointError(f"{source} carries a file {name!r}, expected text files named {', '.join(COMPANION_FILES)}.")
+            raise CheckpointError(
+                f"{source} carries a file {name!r}, expected text files named {', '.join(COMPANION_FILES)}."
+            )
     missing = [name for name in TOKENIZER_FILES if name not in files]
     if missing:
         raise CheckpointError(f"{source} lacks {missing[0]}: save the tokenizer with the model.")

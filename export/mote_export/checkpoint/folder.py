@@ -7,7 +7,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mote_export.checkpoint.base import COMPANION_FILES, Checkpoint, CheckpointError, CheckpointFormat, build_model, check_files
+from mote_export.checkpoint.base import (
+    COMPANION_FILES,
+    Checkpoint,
+    CheckpointError,
+    CheckpointFormat,
+    build_model,
+    check_files,
+)
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -32,9 +39,11 @@ def load_folder(path: Path) -> Checkpoint:
     for shard in _shards(path):
         try:
             with safe_open(shard, framework="pt") as tensors:
-                state.update({name: tensors.get_tensor(name) for name in tensors.keys()})
+                state.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118  not a dict
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{shard} cannot be read as safetensors, it is missing or damaged: {error}.") from error
+            raise CheckpointError(
+                f"{shard} cannot be read as safetensors, it is missing or damaged: {error}."
+            ) from error
     files = {name: (path / name).read_text(encoding="utf-8") for name in COMPANION_FILES if (path / name).is_file()}
     checked = check_files(path, files)
     return Checkpoint(name=path.resolve().name, model=build_model(path, config, state), files=checked)

@@ -63,7 +63,9 @@ def _load_content(path: Path) -> dict[Any, Any]:
             f"expected a file of save_model_pt."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged: it cannot be read as a torch file ({_first_line(error)}).") from error
+        raise CheckpointError(
+            f"{path} is truncated or damaged: it cannot be read as a torch file ({_first_line(error)})."
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a MoTE checkpoint dictionary.")
     return content

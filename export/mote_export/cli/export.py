@@ -34,7 +34,9 @@ exit codes: 0 exported and verified, 1 failed (nothing was written), 2 wrong usa
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO if arguments.verbose else logging.ERROR, format="%(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO if arguments.verbose else logging.ERROR, format="%(message)s"
+    )
     signal.signal(signal.SIGTERM, _interrupt)  # leave nothing behind then, either
     if not arguments.verbose:
         _silence_libraries()
@@ -57,7 +59,9 @@ def _run(arguments: argparse.Namespace) -> int:
         from mote_export.exporter import export
         from mote_export.verify import Sample
     except ModuleNotFoundError as error:
-        raise MoteError(f"mote-export needs {error.name}, which is not installed: pip install 'mote[export]'.") from error
+        raise MoteError(
+            f"mote-export needs {error.name}, which is not installed: pip install 'mote[export]'."
+        ) from error
     targets = TARGET_NAMES if arguments.target == "all" else (arguments.target,)
     output = arguments.output or Path(f"{arguments.model.stem}-export")
     results = export(
@@ -87,20 +91,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="model.pt, or a folder of save_pretrained")
     output = parser.add_argument_group("output")
-    output.add_argument("-o", "--output", type=Path, metavar="DIR", help="absent or empty folder (default: MODEL-export)")
     output.add_argument(
-        "--target", choices=(*TARGET_NAMES, "all"), default="all", help="runtime to export for; 'all' writes DIR/onnx and DIR/executorch"
+        "-o", "--output", type=Path, metavar="DIR", help="absent or empty folder (default: MODEL-export)"
+    )
+    output.add_argument(
+        "--target",
+        choices=(*TARGET_NAMES, "all"),
+        default="all",
+        help="runtime to export for; 'all' writes DIR/onnx and DIR/executorch",
     )
     output.add_argument("--json", action="store_true", help="print the report as JSON")
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--context-length", type=_positive, metavar="N", help="positions in the KV cache (default: the model's, at most 4096)"
+        "--context-length",
+        type=_positive,
+        metavar="N",
+        help="positions in the KV cache (default: the model's, at most 4096)",
     )
-    model.add_argument("--opset", type=int, default=21, choices=range(18, 24), metavar="18..23", help="ONNX operator set (default: 21)")
+    model.add_argument(
+        "--opset", type=int, default=21, choices=range(18, 24), metavar="18..23", help="ONNX operator set (default: 21)"
+    )
     check = parser.add_argument_group("verification")
-    check.add_argument("--atol", type=float, default=1e-2, help="greatest difference of a logit from torch's (default: %(default)s)")
     check.add_argument(
-        "--sample", nargs=2, action="append", default=[], metavar=("IMAGE", "PROMPT"), help="also compare on this question (repeatable)"
+        "--atol", type=float, default=1e-2, help="greatest difference of a logit from torch's (default: %(default)s)"
+    )
+    check.add_argument(
+        "--sample",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("IMAGE", "PROMPT"),
+        help="also compare on this question (repeatable)",
     )
     check.add_argument("--no-verify", action="store_true", help="do not run and compare the export")
     common = parser.add_argument_group("messages")
@@ -162,7 +183,10 @@ def _print_report(results: "Sequence[ExportResult]") -> None:
         table.add_row(label, f"{size / MIB:.2f}", f"{size / memory.full_precision:.1%}")
     console.print(table)
     for result in results:
-        console.print(f"\n[bold]{result.target}[/bold]: {result.folder} ({sum(result.files.values()) / MIB:.2f} MiB)", highlight=False)
+        console.print(
+            f"\n[bold]{result.target}[/bold]: {result.folder} ({sum(result.files.values()) / MIB:.2f} MiB)",
+            highlight=False,
+        )
         for name, size in result.files.items():
             console.print(f"    {name:24} {size / MIB:10.3f} MiB", highlight=False)
         check = result.verification

@@ -29,7 +29,7 @@ class TernaryExperts(nn.Module):
         """Starts every expert as the pretrained FFN."""
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                parameter.copy_(mlp.get_submodule(name).weight)
+                parameter.copy_(mlp.get_parameter(f"{name}.weight"))
 
     def forward(self, x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
         """Weighted sum of the selected experts.
@@ -64,7 +64,7 @@ class MoteLayer(nn.Module):
 
     def __init__(self, shared_expert: nn.Module, settings: MoeSettings) -> None:
         super().__init__()
-        intermediate_size, hidden_size = shared_expert.get_submodule("gate_proj").weight.shape
+        intermediate_size, hidden_size = shared_expert.get_parameter("gate_proj.weight").shape
         self.settings = settings
         self.shared_expert = shared_expert
         self.router = nn.Linear(hidden_size, settings.num_experts, bias=False)

@@ -1,7 +1,7 @@
 """MoTE as a transformers model: LLaVA (vision tower, two-layer projector, decoder) whose decoder has MoTE layers."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
@@ -19,6 +19,8 @@ class MoteForConditionalGeneration(LlavaForConditionalGeneration):
 
     config: MoteConfig
     config_class = MoteConfig
+    # LLaVA renames its tensors to the names of old releases in files; MoTE files hold the names of the modules.
+    _checkpoint_conversion_mapping: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config: MoteConfig) -> None:
         super().__init__(config)

@@ -9,6 +9,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedModel
 from mote_export.model.configuration import MoeSettings, MoteConfig
 from mote_export.model.modeling import MoteForConditionalGeneration
 
+
 def upcycle(
     model: LlavaForConditionalGeneration,
     num_experts: int = 4,

@@ -33,12 +33,11 @@ def pack_2bit(ternary: NDArray[np.int8]) -> NDArray[np.uint8]:
         raise ValueError(f"ternary weights lie in -1..1, found {int(ternary.min())}..{int(ternary.max())}")
     *lead, rows, cols = ternary.shape
     padding = [(0, 0)] * len(lead) + [(0, -rows % TILE), (0, -cols % TILE)]
-    codes = np.pad((ternary + 1).astype(np.uint8), padding, constant_values=ZERO_CODE)
+    codes: NDArray[np.uint8] = np.pad((ternary + 1).astype(np.uint8), padding, constant_values=ZERO_CODE)
     # [..., nb, r, kb, p, j] -> [..., nb, kb, r, j, p]
     codes = codes.reshape(*lead, tiles(rows), TILE, tiles(cols), PLANES, GROUP)
     codes = np.moveaxis(codes, (-5, -3, -4, -1, -2), (-5, -4, -3, -2, -1))
-    planes = [codes[..., p] << (2 * p) for p in range(PLANES)]
-    packed: NDArray[np.uint8] = planes[0] | planes[1] | planes[2] | planes[3]
+    packed = np.bitwise_or.reduce(codes << (2 * np.arange(PLANES, dtype=np.uint8)), axis=-1)
     return np.ascontiguousarray(packed.reshape(*lead, tiles(rows), tiles(cols), LINE))
 
 
@@ -55,9 +54,9 @@ def unpack_2bit(packed: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.i
         )
     lines = packed.reshape(*lead, row_tiles, col_tiles, TILE, 1, GROUP)
     shifts = (2 * np.arange(PLANES, dtype=np.uint8)).reshape(PLANES, 1)
-    codes = ((lines >> shifts) & 3).astype(np.int8) - 1  # [..., nb, kb, r, p, j]
-    codes = np.moveaxis(codes, -3, -4).reshape(*lead, row_tiles * TILE, col_tiles * TILE)
-    return np.ascontiguousarray(codes[..., :rows, :cols])
+    ternary = ((lines >> shifts) & 3).astype(np.int8) - 1  # [..., nb, kb, r, p, j]
+    ternary = np.moveaxis(ternary, -3, -4).reshape(*lead, row_tiles * TILE, col_tiles * TILE)
+    return np.ascontiguousarray(ternary[..., :rows, :cols])
 
 
 def pack_gate_up(gate: NDArray[np.int8], up: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -10,7 +10,9 @@ STATIC_ROPE_TYPES = ("default", "linear", "llama3")
 
 def is_decoder_attention(module: nn.Module) -> bool:
     """True for causal attention with q, k, v and o projections, as in Qwen2, Llama and Mistral."""
-    return getattr(module, "is_causal", False) and all(isinstance(getattr(module, name, None), nn.Linear) for name in PROJECTIONS)
+    return getattr(module, "is_causal", False) and all(
+        isinstance(getattr(module, name, None), nn.Linear) for name in PROJECTIONS
+    )
 
 
 def check_decoder_attention(module: nn.Module) -> str | None:

@@ -1,5 +1,7 @@
 """Decoder attention -> KV cache in buffers with `llama::update_cache` and `llama::custom_sdpa` (ExecuTorch)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ class CachedSdpa(nn.Module):
     key_cache: Tensor
     value_cache: Tensor
 
-    def __init__(self, attention: nn.Module, context_length: int) -> None:
+    def __init__(self, attention: Any, context_length: int) -> None:
         super().__init__()
         self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
         self.v_proj, self.o_proj = attention.v_proj, attention.o_proj

@@ -1,5 +1,7 @@
 """Decoder attention -> `com.microsoft::GroupQueryAttention` with rotary embedding inside (ONNX Runtime)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +13,11 @@ class GroupQueryAttention(nn.Module):
     """Projections and one GroupQueryAttention node.
 
     forward: hidden_states [b, s, hidden], past key and value [b, kv_heads, past, head_dim], seqlens_k int32 [b] (valid
-    tokens after this step, minus 1), total_length int32 scalar, cos and sin [context, head_dim / 2]; returns the output [b, s, hidden] and
+    tokens after this step, minus 1), total_length int32, cos and sin [context, head_dim / 2]; returns the output [b, s, hidden] and
     the present key and value.
     """
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: Any) -> None:
         super().__init__()
         self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
         self.v_proj, self.o_proj = attention.v_proj, attention.o_proj
@@ -32,10 +34,10 @@ class GroupQueryAttention(nn.Module):
         sin: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, sequence, _ = hidden_states.shape
-        key = self.k_proj(hidden_states)
+        key: Tensor = self.k_proj(hidden_states)
         kv_heads = key.shape[-1] // self.head_dim
         present_shape = (batch, kv_heads, past[0].shape[2] + sequence, self.head_dim)
-        query = self.q_proj(hidden_states)
+        query: Tensor = self.q_proj(hidden_states)
         output, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
             [query, key, self.v_proj(hidden_states), *past, seqlens_k, total_length, cos, sin],
@@ -53,7 +55,7 @@ class GroupQueryAttention(nn.Module):
         return self.o_proj(output), present_key, present_value
 
 
-def _check(module: nn.Module) -> str | None:
+def _check(module: Any) -> str | None:
     if module.head_dim % 8 != 0:  # a requirement of ONNX Runtime's kernel
         return f"its head size is {module.head_dim}, GroupQueryAttention wants a multiple of 8"
     return check_decoder_attention(module)

@@ -1,5 +1,7 @@
 """PackedTernaryExperts -> one ONNX node `mote::TernaryMoE` (the torch op stays the reference; only its spelling changes)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class OnnxTernaryMoE(nn.Module):
         super().__init__()
         for name, buffer in experts.named_buffers():
             self.register_buffer(name, buffer)
-        self.attributes: dict[str, int | str] = {
+        self.attributes: dict[str, Any] = {
             "num_experts": experts.num_experts,
             "top_k": experts.top_k,
             "normalize_topk": int(experts.normalize_topk),
@@ -31,7 +33,12 @@ class OnnxTernaryMoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{OP_TYPE}", [x, *self.buffers()], self.attributes, dtype=x.dtype, shape=x.shape, version=OP_VERSION
+            f"{DOMAIN}::{OP_TYPE}",
+            [x, *self.buffers()],
+            self.attributes,
+            dtype=x.dtype,
+            shape=x.shape,
+            version=OP_VERSION,
         )
         return y
 

@@ -80,7 +80,9 @@ def decoder_program(model: MoteForConditionalGeneration, settings: ExportSetting
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers = config.num_hidden_layers
     # One tensor each: torch.export takes a tensor that is passed twice for one input.
-    cache = [[torch.zeros(1, config.num_key_value_heads, EXAMPLE_PAST, head_dim) for _ in range(2)] for _ in range(layers)]
+    cache = [
+        [torch.zeros(1, config.num_key_value_heads, EXAMPLE_PAST, head_dim) for _ in range(2)] for _ in range(layers)
+    ]
     past_axes = {2: "past_sequence_length"}
     program = _export(
         DecoderGraph(model, settings.context_length),

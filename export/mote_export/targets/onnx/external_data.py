@@ -5,6 +5,7 @@ layout), and the file is padded to the page size of recent phones.
 """
 
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx_ir as ir
 import torch
@@ -29,10 +30,11 @@ def save_with_external_data(program: torch.onnx.ONNXProgram, path: Path) -> None
     ir.save(model, path)
 
 
-def _write(value: ir.Value, offset: int, data: Path, file: "object") -> ir.ExternalTensor:
+def _write(value: ir.Value, offset: int, data: Path, file: BinaryIO) -> ir.ExternalTensor:
     tensor = value.const_value
-    assert tensor is not None and tensor.name is not None
-    file.write(tensor.tobytes())  # type: ignore[attr-defined]
+    assert tensor is not None
+    assert tensor.name is not None
+    file.write(tensor.tobytes())
     return ir.ExternalTensor(
         location=data.name,
         offset=offset,

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mote_export.manifest import ImageSpec, ModelSpec
+from mote_runtime.manifest import ImageSpec, ModelSpec
 
 MODEL_TYPE = "videochat_flash_qwen"
 
@@ -66,7 +66,11 @@ def _decoder(model: ModelSpec, plugin_library: str) -> dict[str, Any]:
             "past_key_names": "past_key_values.%d.key",
             "past_value_names": "past_key_values.%d.value",
         },
-        "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
     }
 
 

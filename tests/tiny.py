@@ -1,0 +1,75 @@
+"""A tiny random MoTE checkpoint of the real architecture, for tests that need a whole model but no knowledge in it."""
+
+import json
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
+
+from mote_export.checkpoint import Checkpoint
+from mote_export.model import upcycle
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Every byte is a token; Qwen2's special tokens follow from id 256 on."""
+    vocabulary = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def companion_files(image_size: int) -> dict[str, str]:
+    processor = {
+        "image_processor_type": "SiglipImageProcessor",
+        "size": {"height": image_size, "width": image_size},
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    return {
+        "tokenizer.json": byte_tokenizer().to_str(),
+        "tokenizer_config.json": json.dumps({"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}),
+        "preprocessor_config.json": json.dumps(processor),
+    }
+
+
+def tiny_checkpoint(
+    *,
+    hidden_size: int = 64,
+    intermediate_size: int = 160,
+    layers: int = 2,
+    num_experts: int = 4,
+    top_k: int = 1,
+    normalize_topk: bool = False,
+    moe_layers: list[int] | str = "all",
+    seed: int = 0,
+) -> Checkpoint:
+    """A random model; `seed` decides its weights. 16 image tokens of pictures of 32 x 32."""
+    torch.manual_seed(seed)
+    tokenizer = byte_tokenizer()
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
+        vision_use_head=False,
+    )  # fmt: skip
+    text = Qwen2Config(
+        hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=128, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.token_to_id("<|im_end|>"),
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.token_to_id("<|image_pad|>"),
+        vision_feature_layer=-1, vision_feature_select_strategy="full", image_seq_length=16, tie_word_embeddings=True,
+    )  # fmt: skip
+    dense = LlavaForConditionalGeneration(config)
+    model = upcycle(dense, num_experts, top_k, layers=moe_layers, normalize_topk=normalize_topk)
+    with torch.no_grad():
+        for layer in model.mote_layers():  # up-cycled experts are equal: make them, and the router's choices, differ
+            layer.router.weight.normal_(std=0.5)
+            for parameter in layer.experts.parameters():
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+    return Checkpoint("tiny", model.eval(), companion_files(vision.image_size))
