@@ -18,9 +18,6 @@ constexpr size_t kRowPadding = 64;
 constexpr size_t kLinesPerTask = 1024;
 constexpr size_t kValuesPerTask = 16384;
 
-/// Blocks of rows of down that one task, and one call of the kernel, takes together.
-constexpr size_t kDownBlocks = 2;
-
 constexpr uint32_t kCanonicalNan = 0x7fc00000;
 
 size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
@@ -114,13 +111,13 @@ void LayerRun::run_chunk(const float* x, float* y, size_t num_tokens) {
   for_each<&LayerRun::prepare_task>(ceil_div(num_tokens_, tokens_per_task_));
 
   group_by_expert();
-  plan_gate_up_tasks();
+  plan_expert_tasks();
   for_each<&LayerRun::gate_up_task>(first_gate_up_task_[layer_.num_experts_]);
 
   slots_per_task_ = ceil_div(kValuesPerTask, intermediate_size_);
   for_each<&LayerRun::quantize_h_task>(ceil_div(num_slots_, slots_per_task_));
 
-  for_each<&LayerRun::down_task>(ceil_div(hidden_lines_, kDownBlocks));
+  for_each<&LayerRun::down_task>(ceil_div(hidden_lines_, down_blocks_per_task_));
 }
 
 /// Runs Step(0 .. count-1) on the thread pool, or here if that is not worth a wake-up.
@@ -194,16 +191,19 @@ void LayerRun::group_by_expert() {
   }
 }
 
-/// Cuts each expert's blocks of rows into tasks of about kLinesPerTask, by the number of its tokens.
-void LayerRun::plan_gate_up_tasks() {
+/// Cuts blocks of rows into tasks of about kLinesPerTask: for gate and up those of one expert, by the number of its
+/// tokens; for down those of all experts together.
+void LayerRun::plan_expert_tasks() {
+  size_t all_tiles = 0;
   first_gate_up_task_[0] = 0;
   for (size_t e = 0; e < static_cast<size_t>(layer_.num_experts_); ++e) {
-    const size_t tokens = first_slot_[e + 1] - first_slot_[e];
-    const size_t lines_per_block = 2 * hidden_lines_ * ceil_div(tokens, kernels_.tile_tokens);
-    gate_up_blocks_per_task_[e] = tokens == 0 ? 0 : ceil_div(kLinesPerTask, lines_per_block);
-    const size_t tasks = tokens == 0 ? 0 : ceil_div(intermediate_lines_, gate_up_blocks_per_task_[e]);
+    const size_t tiles = ceil_div(first_slot_[e + 1] - first_slot_[e], kernels_.tile_tokens);
+    gate_up_blocks_per_task_[e] = tiles == 0 ? 1 : ceil_div(kLinesPerTask, 2 * hidden_lines_ * tiles);
+    const size_t tasks = tiles == 0 ? 0 : ceil_div(intermediate_lines_, gate_up_blocks_per_task_[e]);
     first_gate_up_task_[e + 1] = first_gate_up_task_[e] + tasks;
+    all_tiles += tiles;
   }
+  down_blocks_per_task_ = ceil_div(kLinesPerTask, intermediate_lines_ * std::max<size_t>(1, all_tiles));
 }
 
 /// The tokens of an expert in tiles of nearly equal size: 9 are better taken as 5 and 4 than as 8 and 1.
@@ -224,19 +224,19 @@ void LayerRun::gate_up_task(size_t task) {
   float scale[2];
   std::memcpy(scale, layer_.gate_up_scale_ + 2 * expert, sizeof(scale));
 
-  for (size_t block = first_block; block < end_block; ++block) {
-    for (size_t begin = first_slot_[expert]; begin < first_slot_[expert + 1];) {
-      const Range slots = next_tile(begin, first_slot_[expert + 1]);
-      TokenTile tile;
-      tile.count = slots.end - slots.begin;
-      for (size_t i = 0; i < tile.count; ++i) {
-        const size_t token = token_of_slot_[slots.begin + i];
-        set_row(x_rows_[token], x_codes_ + token * plan_.x_stride, i, &tile);
-      }
+  for (size_t begin = first_slot_[expert]; begin < first_slot_[expert + 1];) {
+    const Range slots = next_tile(begin, first_slot_[expert + 1]);
+    TokenTile tile;
+    tile.count = slots.end - slots.begin;
+    for (size_t i = 0; i < tile.count; ++i) {
+      const size_t token = token_of_slot_[slots.begin + i];
+      set_row(x_rows_[token], x_codes_ + token * plan_.x_stride, i, &tile);
+    }
+    for (size_t block = first_block; block < end_block; ++block) {
       float* h = h_ + slots.begin * plan_.h_stride + block * kBlockRows;
       kernels_.gate_up_block(lines + block * block_bytes, hidden_lines_, tile, scale, h, plan_.h_stride);
-      begin = slots.end;
     }
+    begin = slots.end;
   }
 }
 
@@ -248,33 +248,39 @@ void LayerRun::quantize_h_task(size_t task) {
   }
 }
 
-/// kDownBlocks blocks of output rows for all experts, and so their sum as well, which needs no other task's result.
+/// Some blocks of output rows for all experts, and so their sum as well, which needs no other task's result.
 void LayerRun::down_task(size_t task) {
-  const size_t first_block = task * kDownBlocks;
-  const size_t count = std::min(kDownBlocks, hidden_lines_ - first_block);
-  const size_t block_stride = plan_.slot_capacity * kBlockRows;
-  float* results = results_ + first_block * block_stride;
-
+  const size_t first_block = task * down_blocks_per_task_;
+  const size_t end_block = std::min(hidden_lines_, first_block + down_blocks_per_task_);
   for (size_t expert = 0; expert < static_cast<size_t>(layer_.num_experts_); ++expert) {
-    const uint8_t* lines = layer_.down_packed_ +
-                           (expert * hidden_lines_ + first_block) * intermediate_lines_ * kLineBytes;
-    float scale;
-    std::memcpy(&scale, layer_.down_scale_ + expert, sizeof(scale));
-    for (size_t begin = first_slot_[expert]; begin < first_slot_[expert + 1];) {
-      const Range slots = next_tile(begin, first_slot_[expert + 1]);
-      TokenTile tile;
-      tile.count = slots.end - slots.begin;
-      for (size_t i = 0; i < tile.count; ++i) {
-        const size_t slot = slots.begin + i;
-        set_row(h_rows_[slot], h_codes_ + slot * plan_.h_code_stride, i, &tile);
-      }
-      kernels_.down_blocks(lines, intermediate_lines_, count, tile, scale, results + slots.begin * kBlockRows,
-                           block_stride);
-      begin = slots.end;
-    }
+    down_blocks(expert, first_block, end_block);
   }
-  for (size_t i = 0; i < count; ++i) combine_block(first_block + i, results + i * block_stride);
+  for (size_t block = first_block; block < end_block; ++block) combine_block(block);
 }
+
+void LayerRun::down_blocks(size_t expert, size_t first_block, size_t end_block) {
+  const size_t block_bytes = intermediate_lines_ * kLineBytes;
+  const uint8_t* lines = layer_.down_packed_ + expert * hidden_lines_ * block_bytes;
+  float scale;
+  std::memcpy(&scale, layer_.down_scale_ + expert, sizeof(scale));
+
+  for (size_t begin = first_slot_[expert]; begin < first_slot_[expert + 1];) {
+    const Range slots = next_tile(begin, first_slot_[expert + 1]);
+    TokenTile tile;
+    tile.count = slots.end - slots.begin;
+    for (size_t i = 0; i < tile.count; ++i) {
+      const size_t slot = slots.begin + i;
+      set_row(h_rows_[slot], h_codes_ + slot * plan_.h_code_stride, i, &tile);
+    }
+    for (size_t block = first_block; block < end_block; ++block) {
+      float* results = results_of_block(block) + slots.begin * kBlockRows;
+      kernels_.down_block(lines + block * block_bytes, intermediate_lines_, tile, scale, results);
+    }
+    begin = slots.end;
+  }
+}
+
+float* LayerRun::results_of_block(size_t block) const { return results_ + block * plan_.slot_capacity * kBlockRows; }
 
 void LayerRun::set_row(const QuantizedRow& row, const int8_t* codes, size_t i, TokenTile* tile) {
   tile->q[i] = codes;
@@ -282,7 +288,8 @@ void LayerRun::set_row(const QuantizedRow& row, const int8_t* codes, size_t i, T
   tile->sum[i] = row.sum;
 }
 
-void LayerRun::combine_block(size_t block, const float* results) {
+void LayerRun::combine_block(size_t block) {
+  const float* results = results_of_block(block);
   const size_t column = block * kBlockRows;
   const size_t columns = std::min(kBlockRows, hidden_size_ - column);
   for (size_t token = 0; token < num_tokens_; ++token) {

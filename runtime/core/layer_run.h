@@ -55,8 +55,10 @@ class LayerRun {
   void run_chunk(const float* x, float* y, size_t num_tokens);
   void route_token(size_t token);
   void group_by_expert();
-  void plan_gate_up_tasks();
-  void combine_block(size_t block, const float* results);
+  void plan_expert_tasks();
+  void down_blocks(size_t expert, size_t first_block, size_t end_block);
+  void combine_block(size_t block);
+  float* results_of_block(size_t block) const;
   Range next_tile(size_t begin, size_t end) const;
   static void set_row(const QuantizedRow& row, const int8_t* codes, size_t i, TokenTile* tile);
 
@@ -99,6 +101,7 @@ class LayerRun {
   size_t first_slot_[kMaxExperts + 1];        // of each expert
   size_t first_gate_up_task_[kMaxExperts + 1];
   size_t gate_up_blocks_per_task_[kMaxExperts];
+  size_t down_blocks_per_task_ = 1;
 };
 
 }  // namespace mote

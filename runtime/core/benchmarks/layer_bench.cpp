@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -20,7 +21,12 @@ constexpr int64_t kHidden = 1536;
 constexpr int64_t kIntermediate = 8960;
 constexpr int64_t kExperts = 4;
 constexpr size_t kLayers = 12;
-constexpr double kSecondsPerPoint = 0.7;
+constexpr double kExpertProducts = 3.0 * kHidden * kIntermediate;
+constexpr double kExpertBytes = kExpertProducts / 4;
+
+/// A point is measured for at least this long, and at least this often.
+constexpr double kMillisecondsPerPoint = 700;
+constexpr size_t kMinRounds = 6;
 
 /// Workers that wait by spinning, so that what is measured is the layer and not the system's wake-up.
 class SpinningPool {
@@ -84,13 +90,21 @@ std::vector<float> uniform(size_t count, float low, float high) {
   return out;
 }
 
-/// Random weights. Packed bytes of zeros and pluses are as good as any: time does not depend on them.
+using PackedBytes = std::unique_ptr<void, decltype(&std::free)>;
+
+/// Aligned like the tensors of a mapped file. All bytes are alike, since time does not depend on them.
+PackedBytes packed_bytes(size_t size) {
+  PackedBytes out(std::aligned_alloc(64, size), &std::free);
+  std::memset(out.get(), 0x59, size);
+  return out;
+}
+
 struct Layer {
   std::vector<float> router = uniform(kExperts * kHidden, -0.05f, 0.05f);
   std::vector<float> gate_up_scale = uniform(kExperts * 2, 0.01f, 0.02f);
   std::vector<float> down_scale = uniform(kExperts, 0.01f, 0.02f);
-  std::vector<uint8_t> gate_up = std::vector<uint8_t>(kExperts * kIntermediate * 2 * kHidden / 4, 0x59);
-  std::vector<uint8_t> down = std::vector<uint8_t>(kExperts * kHidden * kIntermediate / 4, 0x96);
+  PackedBytes gate_up = packed_bytes(kExperts * kIntermediate * 2 * kHidden / 4);
+  PackedBytes down = packed_bytes(kExperts * kHidden * kIntermediate / 4);
   mote::TernaryMoE moe;
 
   Layer() {
@@ -108,9 +122,9 @@ struct Layer {
     const int64_t down_shape[] = {kExperts, kHidden / 16, kIntermediate / 16, 64};
     const int64_t down_scale_shape[] = {kExperts};
     const mote::TernaryMoEWeights weights = {{router.data(), router_shape, 2},
-                                             {gate_up.data(), gate_up_shape, 5},
+                                             {gate_up.get(), gate_up_shape, 5},
                                              {gate_up_scale.data(), gate_up_scale_shape, 2},
-                                             {down.data(), down_shape, 4},
+                                             {down.get(), down_shape, 4},
                                              {down_scale.data(), down_scale_shape, 1}};
     const mote::Status status = mote::TernaryMoE::create(config, weights, &moe);
     if (!status.is_ok()) {
@@ -120,7 +134,27 @@ struct Layer {
   }
 };
 
-double median_milliseconds(const std::vector<std::unique_ptr<Layer>>& layers, size_t tokens, size_t threads) {
+/// How many experts the router selects for these tokens, and so how many are read.
+size_t experts_used(const Layer& layer, const std::vector<float>& x) {
+  bool used[kExperts] = {};
+  for (size_t begin = 0; begin < x.size(); begin += kHidden) {
+    size_t best = 0;
+    double best_logit = -1e300;
+    for (size_t e = 0; e < kExperts; ++e) {
+      double logit = 0;
+      for (size_t k = 0; k < kHidden; ++k) logit += x[begin + k] * layer.router[e * kHidden + k];
+      if (logit > best_logit) best_logit = logit, best = e;
+    }
+    used[best] = true;
+  }
+  return static_cast<size_t>(std::count(used, used + kExperts, true));
+}
+
+struct Timing {
+  double median_ms, best_ms, gigabytes;
+};
+
+Timing measure(const std::vector<std::unique_ptr<Layer>>& layers, size_t tokens, size_t threads) {
   using Clock = std::chrono::steady_clock;
   SpinningPool pool(threads);
   const std::vector<float> x = uniform(tokens * kHidden, -1.0f, 1.0f);
@@ -130,34 +164,40 @@ double median_milliseconds(const std::vector<std::unique_ptr<Layer>>& layers, si
   std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
 
   std::vector<double> times;
-  const Clock::time_point begin = Clock::now();
-  for (size_t i = 0; i < 2 * layers.size() || Clock::now() - begin < std::chrono::duration<double>(kSecondsPerPoint);
-       ++i) {
+  double total_ms = 0, gigabytes = 0;
+  for (size_t i = 0; i < kMinRounds || total_ms < kMillisecondsPerPoint; ++i) {
+    const Layer& layer = *layers[i % layers.size()];
     const Clock::time_point start = Clock::now();
-    layers[i % layers.size()]->moe.compute(x.data(), y.data(), tokens, scratch.get(), pool.view());
-    if (i >= layers.size()) times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
-    if (tokens > 1 && i > layers.size() && Clock::now() - begin > std::chrono::duration<double>(2 * kSecondsPerPoint)) break;
+    layer.moe.compute(x.data(), y.data(), tokens, scratch.get(), pool.view());
+    times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+    total_ms += times.back();
+    if (i < layers.size()) gigabytes += static_cast<double>(experts_used(layer, x)) * kExpertBytes / 1e9;
   }
-  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
-  return times[times.size() / 2];
+  gigabytes /= static_cast<double>(std::min(times.size(), layers.size()));
+  std::sort(times.begin(), times.end());
+  return {times[times.size() / 2], times.front(), gigabytes};
 }
 
 }  // namespace
 
-int main() {
+/// Arguments: numbers of tokens to measure; without any, 1 4 16 128 512.
+int main(int argc, char** argv) {
+  std::vector<size_t> token_counts;
+  for (int i = 1; i < argc; ++i) token_counts.push_back(std::strtoul(argv[i], nullptr, 10));
+  if (token_counts.empty()) token_counts = {1, 4, 16, 128, 512};
+
   std::vector<std::unique_ptr<Layer>> layers;
   for (size_t i = 0; i < kLayers; ++i) layers.push_back(std::make_unique<Layer>());
 
-  const double expert_bytes = 3.0 * kHidden * kIntermediate / 4;
-  const double expert_products = 3.0 * kHidden * kIntermediate;
   std::printf("%s, hidden %d, intermediate %d, %d experts, top-1\n", mote::isa_name(), static_cast<int>(kHidden),
               static_cast<int>(kIntermediate), static_cast<int>(kExperts));
-  std::printf("%8s %8s %10s %18s %14s\n", "tokens", "threads", "ms", "GB/s (1 expert)", "Gmul-add/s");
-  for (const size_t tokens : {1, 4, 16, 128, 512}) {
+  std::printf("%8s %8s %10s %10s %16s %14s\n", "tokens", "threads", "median ms", "best ms", "weights GB/s", "Gmul-add/s");
+  for (const size_t tokens : token_counts) {
     for (const size_t threads : {1, 2}) {
-      const double ms = median_milliseconds(layers, tokens, threads);
-      std::printf("%8zu %8zu %10.3f %18.1f %14.1f\n", tokens, threads, ms, expert_bytes / ms / 1e6,
-                  static_cast<double>(tokens) * expert_products / ms / 1e6);
+      const Timing timing = measure(layers, tokens, threads);
+      const double products = static_cast<double>(tokens) * kExpertProducts;
+      std::printf("%8zu %8zu %10.3f %10.3f %16.1f %14.1f\n", tokens, threads, timing.median_ms, timing.best_ms,
+                  timing.gigabytes / timing.median_ms * 1e3, products / timing.median_ms / 1e6);
     }
   }
   return 0;

@@ -126,15 +126,12 @@ struct Avx2 {
   static constexpr size_t kLinesBeforeWidening = 10;
   static_assert(kLinesBeforeWidening * kPlanes * (2 * 3 * 128) <= INT16_MAX, "int16 sums could overflow");
 
-  template <int R, int T>
-  static void dot(const uint8_t* const* lines, size_t num_lines, const int8_t* const* q, Int (&acc)[R][T]) {
-    for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) acc[r][t] = Int::zero();
-      for (size_t begin = 0; begin < num_lines; begin += kLinesBeforeWidening) {
-        const size_t left = num_lines - begin;
-        const size_t end = begin + (left < kLinesBeforeWidening ? left : kLinesBeforeWidening);
-        add_lines<T>(lines[r], begin, end, q, acc[r]);
-      }
+  template <int T>
+  static void dot(const uint8_t* lines, size_t num_lines, const int8_t* const* q, Int (&acc)[T]) {
+    for (int t = 0; t < T; ++t) acc[t] = Int::zero();
+    for (size_t begin = 0; begin < num_lines; begin += kLinesBeforeWidening) {
+      const size_t left = num_lines - begin;
+      add_lines<T>(lines, begin, begin + (left < kLinesBeforeWidening ? left : kLinesBeforeWidening), q, acc);
     }
   }
 

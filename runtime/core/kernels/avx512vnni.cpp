@@ -86,44 +86,42 @@ struct Avx512Vnni {
     return _mm512_set1_epi32(bits);
   }
 
-  template <int R, int T>
-  static void dot(const uint8_t* const* lines, size_t num_lines, const int8_t* const* q, Int (&acc)[R][T]) {
+  template <int T>
+  static void dot(const uint8_t* lines, size_t num_lines, const int8_t* const* q, Int (&acc)[T]) {
     // vpdpbusd takes 4 or 5 cycles and two start in each: with few tokens, more chains are needed to keep it busy.
     constexpr int kChains = T == 1 ? 4 : T < 4 ? 2 : 1;
     constexpr int kPlanes = 4;
     const __m512i code_mask = _mm512_set1_epi8(3);
-    __m512i sum[R][T][kChains];
-    for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) {
-        for (int c = 0; c < kChains; ++c) sum[r][t][c] = _mm512_setzero_si512();
-      }
+    __m512i sum[T][kChains];
+    for (int t = 0; t < T; ++t) {
+      for (int c = 0; c < kChains; ++c) sum[t][c] = _mm512_setzero_si512();
     }
     for (size_t line = 0; line < num_lines; ++line) {
-      __m512i codes[R];
-      for (int r = 0; r < R; ++r) codes[r] = _mm512_loadu_si512(lines[r] + line * kLineBytes);
+      prefetch(lines + line * kLineBytes);
+      __m512i codes = _mm512_loadu_si512(lines + line * kLineBytes);
 #pragma GCC unroll 4
       for (int plane = 0; plane < kPlanes; ++plane) {
-        __m512i unpacked[R];
-        for (int r = 0; r < R; ++r) {
-          unpacked[r] = _mm512_and_si512(codes[r], code_mask);
-          codes[r] = _mm512_srli_epi16(codes[r], 2);
-        }
+        const __m512i unpacked = _mm512_and_si512(codes, code_mask);
+        codes = _mm512_srli_epi16(codes, 2);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
           const __m512i inputs = broadcast_four(q[t] + line * kLineInputs + plane * 4);
-          for (int r = 0; r < R; ++r) {
-            __m512i& chain = sum[r][t][plane % kChains];
-            chain = _mm512_dpbusd_epi32(chain, unpacked[r], inputs);
-          }
+          __m512i& chain = sum[t][plane % kChains];
+          chain = _mm512_dpbusd_epi32(chain, unpacked, inputs);
         }
       }
     }
-    for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) {
-        acc[r][t].v = sum[r][t][0];
-        for (int c = 1; c < kChains; ++c) acc[r][t].v = _mm512_add_epi32(acc[r][t].v, sum[r][t][c]);
-      }
+    for (int t = 0; t < T; ++t) {
+      acc[t].v = sum[t][0];
+      for (int c = 1; c < kChains; ++c) acc[t].v = _mm512_add_epi32(acc[t].v, sum[t][c]);
     }
+  }
+
+  /// The line that will be needed in about a microsecond, which is what DRAM takes. Hardware prefetchers stop at each
+  /// page of 4 KB. An address beyond the tensor is harmless: a prefetch does not fault.
+  static void prefetch(const uint8_t* line) {
+    constexpr size_t kPrefetchBytes = 8192;
+    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(line) + kPrefetchBytes), _MM_HINT_T0);
   }
 };
 

@@ -44,10 +44,8 @@ struct KernelTable {
   void (*gate_up_block)(const uint8_t* lines, size_t num_lines, const TokenTile& tile, const float* gate_up_scale,
                         float* h, size_t h_stride);
 
-  /// Step 5, D: for num_blocks (1 or 2) neighbouring blocks of 16 rows. Row t of block b goes to
-  /// result + b * block_stride + 16 * t.
-  void (*down_blocks)(const uint8_t* lines, size_t num_lines, size_t num_blocks, const TokenTile& tile,
-                      float down_scale, float* result, size_t block_stride);
+  /// Step 5, D, for one block of 16 rows of num_lines lines. Row t of the tile goes to results + 16 * t.
+  void (*down_block)(const uint8_t* lines, size_t num_lines, const TokenTile& tile, float down_scale, float* results);
 
   /// Step 6, for n <= 16 values of one token: the row of rank r is results + 16 * slots[r].
   void (*combine)(const float* results, const uint32_t* slots, const float* gates, size_t top_k, float* y, size_t n);

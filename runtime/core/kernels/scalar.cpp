@@ -140,13 +140,11 @@ struct Scalar {
   using Int = IntLanes;
   static constexpr int kTileTokens = 4;
 
-  template <int R, int T>
-  static void dot(const uint8_t* const* lines, size_t num_lines, const int8_t* const* q, Int (&acc)[R][T]) {
-    for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) acc[r][t] = Int::zero();
-      for (size_t line = 0; line < num_lines; ++line) {
-        for (int t = 0; t < T; ++t) add_line(lines[r] + line * kLineBytes, q[t] + line * kLineInputs, &acc[r][t]);
-      }
+  template <int T>
+  static void dot(const uint8_t* lines, size_t num_lines, const int8_t* const* q, Int (&acc)[T]) {
+    for (int t = 0; t < T; ++t) acc[t] = Int::zero();
+    for (size_t line = 0; line < num_lines; ++line) {
+      for (int t = 0; t < T; ++t) add_line(lines + line * kLineBytes, q[t] + line * kLineInputs, &acc[t]);
     }
   }
 

@@ -14,7 +14,7 @@ namespace {
 /// A row of the widest layer, all codes and all activations alike.
 struct WidestRow {
   WidestRow(uint8_t code, int8_t activation)
-      : lines(2 * (kMaxWidth / kLineInputs) * kLineBytes, static_cast<uint8_t>(code * 0x55)),
+      : lines(kMaxWidth / kLineInputs * kLineBytes, static_cast<uint8_t>(code * 0x55)),
         codes(kMaxWidth, activation) {
     tile.count = 1;
     tile.q[0] = codes.data();
@@ -34,10 +34,10 @@ TEST(Kernels, WidestDotProductDoesNotOverflow) {
       // A power of two times less than 2^24, so exact in float32.
       const float expected = static_cast<float>(code - 1) * static_cast<float>(activation) * kMaxWidth;
       for (const IsaEntry& isa : supported_isas()) {
-        float result[2][16];
-        isa.kernels->down_blocks(row.lines.data(), kMaxWidth / kLineInputs, 2, row.tile, 1.0f, result[0], 16);
-        for (int i = 0; i < 32; ++i) {
-          ASSERT_EQ(result[i / 16][i % 16], expected) << isa.name << " code " << code << " activation " << activation;
+        float result[16];
+        isa.kernels->down_block(row.lines.data(), kMaxWidth / kLineInputs, row.tile, 1.0f, result);
+        for (const float value : result) {
+          ASSERT_EQ(value, expected) << isa.name << " code " << code << " activation " << activation;
         }
       }
     }
@@ -64,17 +64,14 @@ TEST(Kernels, TilesOfEverySizeGiveTheSameRows) {
     for (size_t count = 1; count <= isa.kernels->tile_tokens; ++count) {
       TokenTile tile = all;
       tile.count = count;
-      std::vector<float> h(count * kStride), down(2 * 16 * kMaxTileTokens), alone(2 * 16);
+      std::vector<float> h(count * kStride), down(16 * count), alone(16);
       isa.kernels->gate_up_block(lines.data(), kLines, tile, scale, h.data(), kStride);
-      isa.kernels->down_blocks(lines.data(), kLines, 2, tile, scale[0], down.data(), 16 * kMaxTileTokens);
+      isa.kernels->down_block(lines.data(), kLines, tile, scale[0], down.data());
       for (size_t t = 0; t < count; ++t) {
         TokenTile one{1, {all.q[t]}, {all.d[t]}, {all.sum[t]}};
         isa.kernels->gate_up_block(lines.data(), kLines, one, scale, alone.data(), kStride);
         ASSERT_EQ(std::memcmp(alone.data(), h.data() + t * kStride, 64), 0) << isa.name << " " << count;
-        isa.kernels->down_blocks(lines.data(), kLines, 2, one, scale[0], alone.data(), 16);
-        ASSERT_EQ(std::memcmp(alone.data(), down.data() + 16 * t, 64), 0) << isa.name << " " << count;
-        ASSERT_EQ(std::memcmp(alone.data() + 16, down.data() + 16 * (kMaxTileTokens + t), 64), 0) << isa.name;
-        isa.kernels->down_blocks(lines.data(), kLines, 1, one, scale[0], alone.data(), 16);
+        isa.kernels->down_block(lines.data(), kLines, one, scale[0], alone.data());
         ASSERT_EQ(std::memcmp(alone.data(), down.data() + 16 * t, 64), 0) << isa.name << " " << count;
       }
     }

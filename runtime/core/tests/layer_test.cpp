@@ -192,7 +192,7 @@ TEST(Layer, ThreadsAndOrderChangeNothing) {
   for (const Dimensions& d : {Dimensions{4, 1, 130, 200, false}, Dimensions{6, 3, 64, 700, true}}) {
     const LayerTensors tensors(d, rng);
     const TernaryMoE layer = tensors.create();
-    for (size_t tokens : {1, 13, 600}) {
+    for (size_t tokens : {1, 13, 175}) {
       const std::vector<float> x = random_values(tokens * static_cast<size_t>(d.hidden_size), rng);
       for (const IsaEntry& isa : supported_isas()) {
         const std::vector<float> serial = compute(layer, isa, x);
