@@ -112,7 +112,6 @@ class Pipeline:
         timings = self._new_timings()
         sampler = Sampler(temperature, top_p, seed)
         images = _as_list(image)
-        self._check_takes_images(len(images))
         prompt_ids = self.tokenizer.encode_prompt(prompt, len(images))
         timings.token_encode_end_ms = now_ms()
         loop = self._token_loop(prompt_ids, self._pixel_values(images), sampler, max_new_tokens, timings)

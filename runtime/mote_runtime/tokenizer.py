@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Encoding, Tokenizer  # type: ignore[import-untyped]
+from tokenizers import Encoding, Tokenizer
 
-from mote_runtime.errors import ExportFolderError, MoteError
+from mote_runtime.errors import ExportFolderError, ImageError, MoteError
 from mote_runtime.manifest import IMAGE_PADS, ModelSpec, PromptSpec
 
 _REPLACEMENT = "\ufffd"
@@ -62,7 +62,7 @@ class PromptTokenizer:
     def _image_text(self) -> str:
         model = self._model
         if self._prompt.image is None or model.image_token_id is None or model.num_image_tokens is None:
-            raise MoteError(f"model {model.name!r} is text only; leave the image out")
+            raise ImageError(f"model {model.name!r} is text only; leave the image out")
         pad = self._tokenizer.id_to_token(model.image_token_id)
         if pad is None:
             raise ExportFolderError(f"tokenizer.json has no token for image_token_id {model.image_token_id}")

@@ -1,6 +1,10 @@
 """Runs an exported folder with ExecuTorch, through the methods that ExecuTorch's own LLM runners call."""
 
+import contextlib
+import logging
+import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,10 +15,25 @@ from mote_runtime.errors import BackendError
 from mote_runtime.library import load_executorch_library
 from mote_runtime.manifest import Manifest
 
+logger = logging.getLogger(__name__)
+
 _ADVICE = "install it with `pip install 'mote[executorch]'`, or take the ONNX export with --runtime onnxruntime"
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # ExecuTorch calls its whole Python interface experimental at import
+
+@contextlib.contextmanager
+def _quiet_imports() -> Iterator[None]:
+    """ExecuTorch calls its whole Python interface experimental on import, and torch logs what torchao deprecates."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
+with _quiet_imports():
     torch: Any = import_runtime("torch", _ADVICE)
     portable_lib: Any = import_runtime("executorch.extension.pybindings.portable_lib", _ADVICE)
     # Attention is llama::custom_sdpa and llama::update_cache, whose kernels register on this import.
@@ -30,20 +49,44 @@ class ExecuTorchBackend(Backend):
     def __init__(self, manifest: Manifest, threads: int | None) -> None:
         self._model = manifest.model
         load_executorch_library()
-        if threads is not None:
-            portable_lib._unsafe_reset_threadpool(threads)
+        _start_threadpool(threads)
         path = manifest.path("model.pte")
         try:
             self._module = portable_lib._load_for_executorch(str(path))
+            self._check_methods(manifest)
         except RuntimeError as error:
             raise BackendError(f"executorch cannot load {path}: {reason(error)}") from error
-        needed = {"token_embedding", "text_decoder"} | ({"vision_encoder"} if manifest.image else set())
-        if missing := needed - set(self._module.method_names()):
-            raise BackendError(f"{path} lacks the methods {sorted(missing)}; export the model again")
         self._max_seq_len = int(self._run("get_max_seq_len"))
         if self._max_seq_len < 1:
             raise BackendError(f"{path}: get_max_seq_len is {self._max_seq_len}; expected at least 1")
         self._position = 0
+
+    def _check_methods(self, manifest: Manifest) -> None:
+        """Compare the program with the manifest; a kernel may end the process over what passes here unseen."""
+        model = manifest.model
+        # The sizes of a result; the length of a sequence (None) is the largest that was planned for.
+        results: dict[str, tuple[int | None, ...]] = {
+            "token_embedding": (1, None, model.hidden_size),
+            "text_decoder": (1, model.vocab_size),
+        }
+        if manifest.image is not None:
+            results["vision_encoder"] = (1, model.num_image_tokens, model.hidden_size)
+        methods = {*results, "get_max_seq_len", "get_max_context_len"}
+        if missing := methods - set(self._module.method_names()):
+            raise BackendError(f"model.pte in {manifest.folder} lacks the methods {sorted(missing)}; export it again")
+        for method, expected in results.items():
+            found = tuple(self._module.method_meta(method).output_tensor_meta(0).sizes())
+            if len(found) != len(expected) or any(
+                want not in (None, size) for size, want in zip(found, expected, strict=True)
+            ):
+                raise BackendError(
+                    f"model.pte: {method} returns the shape {list(found)}, but mote.json says {list(expected)}"
+                )
+        context = int(self._run("get_max_context_len"))
+        if context < model.context_length:
+            raise BackendError(
+                f"model.pte: get_max_context_len is {context}, but mote.json says context_length {model.context_length}"
+            )
 
     def _run(self, method: str, *inputs: Any) -> Any:
         try:
@@ -81,3 +124,29 @@ class ExecuTorchBackend(Backend):
 
     def close(self) -> None:
         del self._module
+
+
+def _start_threadpool(threads: int | None) -> None:
+    """Create the process's thread pool, of the default size or as asked for.
+
+    Its first use prints lines to stderr about files that only ARM boards have. They are sent nowhere for that
+    moment, unless debugging is on.
+    """
+    with contextlib.nullcontext() if logger.isEnabledFor(logging.DEBUG) else _quiet_stderr():
+        if threads is None:
+            portable_lib._threadpool_get_thread_count()
+        else:
+            portable_lib._unsafe_reset_threadpool(threads)
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
