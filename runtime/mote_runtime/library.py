@@ -1,5 +1,6 @@
 """Where the plugins are: one shared library for each runtime, in the `lib` folder of the installed package."""
 
+import contextlib
 import ctypes
 import threading
 from importlib import metadata
@@ -11,6 +12,10 @@ from mote_runtime.errors import BackendError
 Runtime = Literal["onnxruntime", "executorch"]
 
 _FILE_NAMES: dict[Runtime, str] = {"onnxruntime": "libmote_ort.so", "executorch": "libmote_executorch.so"}
+_CURES: dict[Runtime, str] = {
+    "onnxruntime": "install mote with pip, or run `make build` in a source tree",
+    "executorch": "install mote with pip where executorch 1.5 has a package, or run `make build` in a source tree",
+}
 _load_lock = threading.Lock()
 _executorch_library: ctypes.CDLL | None = None
 
@@ -33,19 +38,11 @@ def get_library_path(runtime: Runtime = "onnxruntime") -> Path:
     raise BackendError(f"{_FILE_NAMES[runtime]} is not installed with mote_runtime: {_CURES[runtime]}")
 
 
-_CURES: dict[Runtime, str] = {
-    "onnxruntime": "install mote with pip, or run `make build` in a source tree",
-    "executorch": "install mote with pip where executorch 1.5 has a package, or run `make build` in a source tree",
-}
-
-
 def _library_folders() -> list[Path]:
     folders = [Path(__file__).resolve().parent / "lib"]
-    try:
+    with contextlib.suppress(metadata.PackageNotFoundError):  # a source tree that was never installed
         # In an editable install the sources stay in the source tree, and the plugins go to site-packages.
         folders.append(Path(str(metadata.distribution("mote").locate_file("mote_runtime/lib"))))
-    except metadata.PackageNotFoundError:
-        pass  # a source tree that was never installed
     return folders
 
 
@@ -71,5 +68,6 @@ def load_executorch_library() -> None:
             _executorch_library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
             raise BackendError(
-                f"{path.name} cannot be loaded ({error}): it belongs to executorch 1.5, reinstall mote after changing it"
+                f"{path.name} cannot be loaded ({error}): it belongs to executorch 1.5, "
+                "reinstall mote if that was changed"
             ) from error

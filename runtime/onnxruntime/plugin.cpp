@@ -130,7 +130,7 @@ OrtStatus* create_layer(const Api& api, const NodeName& node, const OrtKernelInf
   RETURN_IF_ERROR(read_string(api, node, info, "activation", activation));
   RETURN_IF_ERROR(read_string(api, node, info, "packing", packing));
   if (normalize_topk != 0 && normalize_topk != 1) {
-    return error(api, node, "normalize_topk is %lld, expected 0 or 1", static_cast<long long>(normalize_topk));
+    return error(api, node, "normalize_topk is %lld, but must be 0 or 1", static_cast<long long>(normalize_topk));
   }
   config.normalize_topk = normalize_topk == 1;
   config.activation = activation;
