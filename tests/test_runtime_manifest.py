@@ -158,7 +158,7 @@ def test_says_which_field_has_no_effect(tmp_path: Path, caplog: pytest.LogCaptur
     content = document()
     content["model"]["sliding_window"] = 4
     read(tmp_path, content)
-    assert "'sliding_window' is not known to this version and has no effect" in caplog.text
+    assert "field 'model.sliding_window' is not known to this version and has no effect" in caplog.text
 
 
 def test_folder_missing_or_without_a_manifest(tmp_path: Path) -> None:

@@ -339,7 +339,8 @@ class _Section:
     def finish(self) -> None:
         """Say which fields were not read: a newer exporter may have meant something by them."""
         for key in self._fields.keys() - self._taken:
-            logger.warning("%s: field %r is not known to this version and has no effect", MANIFEST_NAME, key)
+            name = _shown(self._prefix + key)
+            logger.warning("%s: field %s is not known to this version and has no effect", MANIFEST_NAME, name)
 
 
 def _is_number(value: object) -> bool:
