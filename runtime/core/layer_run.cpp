@@ -8,14 +8,15 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 
-/// Most (token, rank) pairs in flight: enough that weights are reused, few enough that scratch stays in the megabytes.
-constexpr size_t kMaxSlots = 512;
+/// Scratch memory that several tokens together may take; a single token takes what it needs. Enough that weights are
+/// reused (some 300 tokens of a layer of 1536 by 8960), and little beside the weights of a model.
+constexpr size_t kScratchBudget = size_t{16} << 20;
 
 /// Rows of codes are this far from a multiple of their own size, so that rows of 4096 bytes do not share a cache set.
 constexpr size_t kRowPadding = 64;
 
 /// Least work worth a task: lines of weights times tiles of tokens, and values to quantize.
-constexpr size_t kLinesPerTask = 1024;
+constexpr size_t kLinesPerTask = 2048;
 constexpr size_t kValuesPerTask = 16384;
 
 constexpr uint32_t kCanonicalNan = 0x7fc00000;
@@ -47,13 +48,11 @@ T* at(void* scratch, size_t offset) {
 
 }  // namespace
 
-bool LayerRun::plan_scratch(const TernaryMoE& layer, size_t num_tokens, ScratchLayout* plan) {
-  const size_t top_k = static_cast<size_t>(layer.top_k_);
+bool LayerRun::lay_out_scratch(const TernaryMoE& layer, size_t token_capacity, ScratchLayout* plan) {
   const size_t hidden_blocks = num_blocks(static_cast<size_t>(layer.hidden_size_));
   const size_t intermediate_blocks = num_blocks(static_cast<size_t>(layer.intermediate_size_));
-
-  plan->token_capacity = std::min(num_tokens, std::max<size_t>(1, kMaxSlots / top_k));
-  plan->slot_capacity = plan->token_capacity * top_k;
+  plan->token_capacity = token_capacity;
+  if (!checked_mul(token_capacity, static_cast<size_t>(layer.top_k_), &plan->slot_capacity)) return false;
   plan->x_stride = hidden_blocks * kLineInputs + kRowPadding;
   plan->h_stride = intermediate_blocks * kLineInputs;
   plan->h_code_stride = plan->h_stride + kRowPadding;
@@ -71,6 +70,13 @@ bool LayerRun::plan_scratch(const TernaryMoE& layer, size_t num_tokens, ScratchL
   plan->results = carver.reserve(plan->slot_capacity, hidden_blocks * kBlockRows, sizeof(float));
   plan->total_bytes = carver.bytes();
   return carver.fits();
+}
+
+bool LayerRun::plan_scratch(const TernaryMoE& layer, size_t num_tokens, ScratchLayout* plan) {
+  if (!lay_out_scratch(layer, 1, plan)) return false;
+  const size_t most = std::max<size_t>(1, kScratchBudget / plan->total_bytes);
+  const size_t chunks = std::max<size_t>(1, ceil_div(num_tokens, most));
+  return lay_out_scratch(layer, std::max<size_t>(1, ceil_div(num_tokens, chunks)), plan);
 }
 
 LayerRun::LayerRun(const TernaryMoE& layer, const KernelTable& kernels, const ScratchLayout& plan, void* scratch,

@@ -37,16 +37,18 @@ struct ScratchLayout {
 /// on the others, so chunks change no bit.
 class LayerRun {
  public:
-  /// False if the sizes do not fit size_t.
+  /// The plan for a call with this many tokens, in chunks of nearly equal size. False if it does not fit size_t.
   [[nodiscard]] static bool plan_scratch(const TernaryMoE& layer, size_t num_tokens, ScratchLayout* plan);
 
-  /// `plan` must be that of num_tokens, and `scratch` hold its total_bytes.
+  /// `plan` must be one of this layer, for any number of tokens, and `scratch` hold its total_bytes.
   LayerRun(const TernaryMoE& layer, const KernelTable& kernels, const ScratchLayout& plan, void* scratch,
            const ThreadPool& threads);
 
   void run(const float* x, float* y, size_t num_tokens);
 
  private:
+  [[nodiscard]] static bool lay_out_scratch(const TernaryMoE& layer, size_t token_capacity, ScratchLayout* plan);
+
   struct Range {
     size_t begin;
     size_t end;

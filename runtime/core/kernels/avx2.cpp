@@ -117,7 +117,7 @@ IntLanes FloatLanes::round_to_int() const {
 struct Avx2 {
   using Float = FloatLanes;
   using Int = IntLanes;
-  static constexpr int kTileTokens = 4;
+  static constexpr int kTileTokens = 8;
   static constexpr int kPlanes = 4;
 
   // vpmaddubsw adds two products of a code (0..3) and an activation (-128..127), at most 2 * 3 * 128 = 768 in magnitude,
@@ -131,36 +131,35 @@ struct Avx2 {
     for (int t = 0; t < T; ++t) acc[t] = Int::zero();
     for (size_t begin = 0; begin < num_lines; begin += kLinesBeforeWidening) {
       const size_t left = num_lines - begin;
-      add_lines<T>(lines, begin, begin + (left < kLinesBeforeWidening ? left : kLinesBeforeWidening), q, acc);
+      const size_t end = begin + (left < kLinesBeforeWidening ? left : kLinesBeforeWidening);
+      for (size_t line = begin; line < end; ++line) prefetch_ahead(lines + line * kLineBytes);
+      // Half a line at a time, so that the sums of all tokens fit the 16 registers.
+      add_half_lines<T, &Int::low>(lines, begin, end, q, acc);
+      add_half_lines<T, &Int::high>(lines + kLineBytes / 2, begin, end, q, acc);
     }
   }
 
-  template <int T>
-  static void add_lines(const uint8_t* lines, size_t begin, size_t end, const int8_t* const* q, Int* acc) {
+  template <int T, __m256i IntLanes::*Half>
+  static void add_half_lines(const uint8_t* lines, size_t begin, size_t end, const int8_t* const* q, Int (&acc)[T]) {
     const __m256i code_mask = _mm256_set1_epi8(3);
-    __m256i low[T], high[T];
-    for (int t = 0; t < T; ++t) low[t] = high[t] = _mm256_setzero_si256();
+    __m256i sum[T];
+    for (int t = 0; t < T; ++t) sum[t] = _mm256_setzero_si256();
     for (size_t line = begin; line < end; ++line) {
-      const __m256i* codes = reinterpret_cast<const __m256i*>(lines + line * kLineBytes);
-      __m256i low_codes = _mm256_loadu_si256(codes);
-      __m256i high_codes = _mm256_loadu_si256(codes + 1);
+      __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines + line * kLineBytes));
 #pragma GCC unroll 4
       for (int plane = 0; plane < kPlanes; ++plane) {
-        const __m256i low_plane = _mm256_and_si256(low_codes, code_mask);
-        const __m256i high_plane = _mm256_and_si256(high_codes, code_mask);
-        low_codes = _mm256_srli_epi16(low_codes, 2);
-        high_codes = _mm256_srli_epi16(high_codes, 2);
-#pragma GCC unroll 4
+        const __m256i unpacked = _mm256_and_si256(codes, code_mask);
+        codes = _mm256_srli_epi16(codes, 2);
+#pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
           const __m256i inputs = broadcast_four(q[t] + line * kLineInputs + plane * 4);
-          low[t] = _mm256_add_epi16(low[t], _mm256_maddubs_epi16(low_plane, inputs));
-          high[t] = _mm256_add_epi16(high[t], _mm256_maddubs_epi16(high_plane, inputs));
+          sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(unpacked, inputs));
         }
       }
     }
     const __m256i ones = _mm256_set1_epi16(1);
     for (int t = 0; t < T; ++t) {
-      acc[t] = acc[t] + Int{_mm256_madd_epi16(low[t], ones), _mm256_madd_epi16(high[t], ones)};
+      acc[t].*Half = _mm256_add_epi32(acc[t].*Half, _mm256_madd_epi16(sum[t], ones));
     }
   }
 

@@ -88,8 +88,8 @@ struct Avx512Vnni {
 
   template <int T>
   static void dot(const uint8_t* lines, size_t num_lines, const int8_t* const* q, Int (&acc)[T]) {
-    // vpdpbusd takes 4 or 5 cycles and two start in each: with few tokens, more chains are needed to keep it busy.
-    constexpr int kChains = T == 1 ? 4 : T < 4 ? 2 : 1;
+    // vpdpbusd takes 4 cycles and two start in each: it takes 8 chains of additions or more to keep it busy.
+    constexpr int kChains = T < 4 ? 4 : 2;
     constexpr int kPlanes = 4;
     const __m512i code_mask = _mm512_set1_epi8(3);
     __m512i sum[T][kChains];
@@ -97,7 +97,7 @@ struct Avx512Vnni {
       for (int c = 0; c < kChains; ++c) sum[t][c] = _mm512_setzero_si512();
     }
     for (size_t line = 0; line < num_lines; ++line) {
-      prefetch(lines + line * kLineBytes);
+      prefetch_ahead(lines + line * kLineBytes);
       __m512i codes = _mm512_loadu_si512(lines + line * kLineBytes);
 #pragma GCC unroll 4
       for (int plane = 0; plane < kPlanes; ++plane) {
@@ -115,13 +115,6 @@ struct Avx512Vnni {
       acc[t].v = sum[t][0];
       for (int c = 1; c < kChains; ++c) acc[t].v = _mm512_add_epi32(acc[t].v, sum[t][c]);
     }
-  }
-
-  /// The line that will be needed in about a microsecond, which is what DRAM takes. Hardware prefetchers stop at each
-  /// page of 4 KB. An address beyond the tensor is harmless: a prefetch does not fault.
-  static void prefetch(const uint8_t* line) {
-    constexpr size_t kPrefetchBytes = 8192;
-    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(line) + kPrefetchBytes), _MM_HINT_T0);
   }
 };
 

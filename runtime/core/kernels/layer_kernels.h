@@ -1,6 +1,6 @@
 // The kernels of docs/operator.md, written once over a vector of 16 lanes. Each ISA file includes this, gives its own
 // `Isa` from an anonymous namespace, and so gets its own instantiations with internal linkage: the linker can never
-// exchange the code of one ISA for that of another. For the same reason nothing but templates may live here, and
+// exchange the code of one ISA for that of another. For the same reason nothing with external linkage may live here, and
 // nothing of the standard library is called.
 //
 // `Isa` has:
@@ -24,6 +24,17 @@ namespace mote {
 
 inline constexpr size_t kLanes = 16;
 static_assert(kLanes == kBlockRows && kLanes == kLineInputs, "a vector is a block of rows");
+
+namespace {
+
+/// Asks for the line that will be needed in about a microsecond, which is what DRAM takes; hardware prefetchers stop at
+/// each page of 4 KB. An address beyond the tensor is harmless, since a prefetch does not fault.
+inline void prefetch_ahead(const uint8_t* line) {
+  constexpr size_t kPrefetchBytes = 8192;
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(line) + kPrefetchBytes));
+}
+
+}  // namespace
 
 template <class Isa>
 struct LayerKernels {

@@ -138,7 +138,7 @@ IntLanes FloatLanes::round_to_int() const {
 struct Scalar {
   using Float = FloatLanes;
   using Int = IntLanes;
-  static constexpr int kTileTokens = 4;
+  static constexpr int kTileTokens = 1;  // compilers vectorize add_line only if a loop over tokens is not in the way
 
   template <int T>
   static void dot(const uint8_t* lines, size_t num_lines, const int8_t* const* q, Int (&acc)[T]) {

@@ -115,11 +115,19 @@ TEST(Create, AcceptsFloatsAtAnyAddress) {
 
 TEST(Create, ScratchIsBoundedForAnyNumberOfTokens) {
   Rng rng(4);
-  const TernaryMoE layer = LayerTensors({4, 1, 32, 32, false}, rng).create();
-  size_t few = 0, many = 0;
-  ASSERT_TRUE(layer.scratch_size(100000, &few));
-  ASSERT_TRUE(layer.scratch_size(std::numeric_limits<size_t>::max(), &many));
-  EXPECT_EQ(few, many) << "scratch must not grow with the number of tokens beyond a chunk";
+  constexpr size_t kMegabyte = 1 << 20;
+  for (const Dimensions& d : {Dimensions{4, 1, 32, 32, false}, Dimensions{1, 1, 1536, 8960, false},
+                              Dimensions{64, 64, 100, 100, false}}) {
+    const TernaryMoE layer = LayerTensors(d, rng).create();
+    size_t last = 0;
+    for (size_t tokens : {size_t{0}, size_t{1}, size_t{10}, size_t{1000000}, std::numeric_limits<size_t>::max()}) {
+      size_t bytes = 0;
+      ASSERT_TRUE(layer.scratch_size(tokens, &bytes));
+      EXPECT_LE(bytes, 16 * kMegabyte) << tokens;
+      EXPECT_GE(bytes, last) << tokens;
+      if (tokens <= 10) last = bytes;
+    }
+  }
 }
 
 }  // namespace

@@ -67,6 +67,10 @@ std::vector<IsaEntry> supported_isas();
 std::vector<float> compute(const TernaryMoE& layer, const IsaEntry& isa, const std::vector<float>& x,
                            const ThreadPool& threads = {});
 
+/// The same with scratch memory for so many tokens, and so in chunks of that size at most.
+std::vector<float> compute_in_chunks(const TernaryMoE& layer, const IsaEntry& isa, const std::vector<float>& x,
+                                     size_t tokens_per_chunk, const ThreadPool& threads = {});
+
 /// Fails the test unless both have the same bits.
 void expect_same_bits(const std::vector<float>& actual, const std::vector<float>& expected, const std::string& what);
 
