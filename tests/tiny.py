@@ -59,7 +59,7 @@ def tiny_checkpoint(
     text = Qwen2Config(
         hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=128, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.token_to_id("<|im_end|>"),
+        head_dim=16, bos_token_id=None, eos_token_id=tokenizer.token_to_id("<|im_end|>"),
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=tokenizer.token_to_id("<|image_pad|>"),

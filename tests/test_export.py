@@ -1,0 +1,199 @@
+"""L4: a whole tiny random model in torch, ONNX Runtime and ExecuTorch, and what an exported folder holds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tiny import tiny_checkpoint
+
+from mote_export.checkpoint import load_checkpoint, save_model_pt
+from mote_export.cli.export import main
+from mote_export.exporter import DEFAULT_ATOL, export
+from mote_export.passes import PACK_TERNARY_EXPERTS, PassError, apply_passes
+from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
+from mote_export.verify import Sample, VerificationError, verify_folder
+from mote_runtime.backends import open_backend
+from mote_runtime.manifest import Manifest
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`mote-export model.pt` on the tiny model; the folder with onnx/ and executorch/, and model.pt beside it."""
+    folder = tmp_path_factory.mktemp("exported")
+    checkpoint = tiny_checkpoint()
+    save_model_pt(folder / "model.pt", checkpoint.model, checkpoint.files)
+    assert main([str(folder / "model.pt"), "-o", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+@pytest.mark.parametrize("target", ["onnx", "executorch"])
+def test_logits_and_greedy_tokens_equal_torch(exported: Path, target: str) -> None:
+    """On other inputs than the export itself verified: the last one fills the context but for the answer."""
+    model = load_checkpoint(exported.parent / "model.pt").model
+    apply_passes(model, [PACK_TERNARY_EXPERTS])
+    picture = np.random.default_rng(5).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    samples = [Sample("?"), Sample("Wie geht's? \u4f60\u597d", picture), Sample("x" * 60, picture)]
+    found = verify_folder(exported / target, model, samples, DEFAULT_ATOL)
+    assert found.greedy_tokens_compared >= 3 * 8
+    assert found.greedy_ties == 0
+
+
+@pytest.mark.parametrize("target", ["onnx", "executorch"])
+def test_manifest_describes_every_file(exported: Path, target: str) -> None:
+    manifest = Manifest.read(exported / target)
+    manifest.verify()
+    assert {path.name for path in (exported / target).iterdir()} == {*manifest.files, "mote.json"}
+    assert manifest.model.context_length == 128
+    assert manifest.moe.layers == (0, 1)
+    assert manifest.source["name"] == "model.pt"
+    assert manifest.verification["greedy_tokens_compared"] > 0
+
+
+def test_nothing_is_left_beside_the_output(exported: Path) -> None:
+    assert {path.name for path in exported.parent.iterdir()} == {"model.pt", "out"}
+
+
+def decoder(exported: Path) -> onnx.ModelProto:
+    return onnx.load(exported / "onnx" / "model.onnx", load_external_data=False)
+
+
+def test_decoder_has_one_moe_node_a_layer_and_no_dequantized_expert(exported: Path) -> None:
+    model = decoder(exported)
+    nodes = [node for node in model.graph.node if node.op_type == "TernaryMoE"]
+    assert [node.domain for node in nodes] == ["mote", "mote"]
+    shapes = [tuple(tensor.dims) for tensor in model.graph.initializer]
+    # The shared experts' three matrices per layer are the only ones of FFN shape, in either orientation.
+    assert sum(sorted(shape) == [64, 160] for shape in shapes) == 3 * 2
+    assert not any(len(shape) == 3 for shape in shapes)
+    packed = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.UINT8]
+    assert sorted(tuple(tensor.dims) for tensor in packed) == sorted([(4, 10, 2, 4, 64), (4, 4, 10, 64)] * 2)
+
+
+def test_decoder_interface(exported: Path) -> None:
+    graph = decoder(exported).graph
+    assert [value.name for value in graph.input] == [
+        "inputs_embeds", "attention_mask", *(f"past_key_values.{i}.{part}" for i in (0, 1) for part in ("key", "value")),
+    ]  # fmt: skip
+    dims = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    assert dims["inputs_embeds"] == [1, "sequence_length", 64]
+    assert dims["attention_mask"] == [1, "total_sequence_length"]
+    assert dims["past_key_values.1.value"] == [1, 2, "past_sequence_length", 16]
+    assert dims["present.1.value"] == [1, 2, "total_sequence_length", 16]
+    assert dims["logits"][:2] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["vision.onnx", "embedding.onnx", "model.onnx"])
+def test_onnx_files_pass_the_checker_and_are_aligned(exported: Path, name: str) -> None:
+    path = exported / "onnx" / name
+    onnx.checker.check_model(str(path))
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        external = {entry.key: entry.value for entry in tensor.external_data}
+        if external:
+            assert int(external["offset"]) % 64 == 0, tensor.name
+    assert path.with_name(name + ".data").stat().st_size % (16 * 1024) == 0
+
+
+def test_genai_configuration(exported: Path) -> None:
+    config = json.loads((exported / "onnx" / "genai_config.json").read_text())["model"]
+    assert config["type"] == "videochat_flash_qwen"
+    assert config["vision"]["num_visual_tokens"] == 16
+    assert (exported / "onnx" / config["decoder"]["session_options"]["custom_ops_library"]).is_file()
+    processor = json.loads((exported / "onnx" / "processor_config.json").read_text())["processor"]
+    normalize = next(t["operation"] for t in processor["transforms"] if t["operation"]["type"] == "Normalize")
+    assert all(isinstance(value, float) for value in normalize["attrs"]["mean"])
+
+
+def test_executorch_methods_and_metadata(exported: Path) -> None:
+    from mote_runtime.library import load_executorch_library
+
+    load_executorch_library()
+    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
+    from executorch.extension.pybindings import portable_lib
+
+    program = portable_lib._load_for_executorch(str(exported / "executorch" / "model.pte"))
+    constants = {
+        "get_max_seq_len": [128], "get_max_context_len": [128], "get_vocab_size": [262], "use_kv_cache": [True],
+        "use_sdpa_with_kv_cache": [True], "enable_dynamic_shape": [True], "get_bos_id": [257],
+        "get_eos_ids": [258, 256], "get_n_layers": [2],
+    }  # fmt: skip
+    assert set(program.method_names()) == {"vision_encoder", "token_embedding", "text_decoder", "forward", *constants}
+    for name, expected in constants.items():
+        assert program.run_method(name, ()) == expected
+    ids, positions = torch.tensor([[65, 66, 67]]), torch.arange(3)
+    embeds = program.run_method("token_embedding", (ids,))[0]
+    by_embeds = program.run_method("text_decoder", (embeds, positions))[0].clone()
+    by_ids = program.run_method("forward", (ids, positions))[0]
+    torch.testing.assert_close(by_ids, by_embeds)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sizes that are no multiple of a tile": {"hidden_size": 40, "intermediate_size": 100},
+    "top-2 of 3, normalized": {"num_experts": 3, "top_k": 2, "normalize_topk": True},
+    "every other layer": {"layers": 3, "moe_layers": [0, 2], "num_experts": 2},
+    "one expert": {"num_experts": 1, "layers": 1},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+def test_variants_verify_on_both_targets(variant: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(**variant, seed=3)
+    save_model_pt(tmp_path / "model.pt", checkpoint.model, checkpoint.files)
+    results = export(tmp_path / "model.pt", tmp_path / "out", ["onnx", "executorch"])
+    assert [result.verification.greedy_tokens_compared > 0 for result in results if result.verification] == [True, True]
+
+
+def test_memory_is_counted_in_bytes_and_by_the_formula(exported: Path) -> None:
+    memory = Manifest.read(exported / "onnx").memory
+    parameters = 3 * 64 * 160 * 2
+    assert memory["full_precision"] == 4 * 2 * parameters
+    assert memory["formula"] == 2 * parameters + 4 * parameters // 4
+    assert memory["packed"] == 4 * parameters // 4  # multiples of the tile: exactly 2 bits
+    assert memory["shared"] == 4 * parameters
+
+
+def test_formula_gives_the_numbers_of_the_paper() -> None:
+    """GiB of expert memory for Qwen2.5-0.5B, 1.5B and 3B with 4 experts (arXiv 2506.14435)."""
+    from mote_export.report import formula_bytes
+
+    shapes = [(896, 4864, 24), (1536, 8960, 28), (2048, 11008, 36)]
+    found = [tuple(round(size / 2**30, 2) for size in formula_bytes(*shape, 4)) for shape in shapes]
+    assert found == [(2.34, 0.88), (8.61, 3.23), (18.14, 6.80)]
+
+
+def test_a_damaged_export_does_not_verify(exported: Path, tmp_path: Path) -> None:
+    """Swap gate and up of one expert in the reference: the folder no longer computes the same, and verification says so."""
+    model = load_checkpoint(exported.parent / "model.pt").model
+    experts = model.mote_layers()[0].experts
+    experts.gate_proj.data, experts.up_proj.data = experts.up_proj.data, experts.gate_proj.data
+    apply_passes(model, [PACK_TERNARY_EXPERTS])
+    with pytest.raises(VerificationError, match="differs from torch"):
+        verify_folder(exported / "onnx", model, [Sample("What?")], DEFAULT_ATOL)
+
+
+def test_a_pass_says_why_it_refuses() -> None:
+    model = tiny_checkpoint().model
+    model.get_decoder().layers[1].self_attn.sliding_window = 16
+    with pytest.raises(PassError, match=r"cannot rewrite layers\.1\.self_attn: it attends to a sliding window of 16"):
+        apply_passes(model.get_decoder(), [GROUP_QUERY_ATTENTION])
+
+
+@pytest.mark.parametrize("target", ["onnx", "executorch"])
+def test_image_features_equal_torch(exported: Path, target: str) -> None:
+    """Fails without the explicit-gelu-tanh pass: XNNPACK computes another GELU than the model asks for."""
+    model = load_checkpoint(exported.parent / "model.pt").model
+    backend = open_backend(Manifest.read(exported / target))
+    pixel_values = np.random.default_rng(2).standard_normal((2, 3, 32, 32), dtype=np.float32)
+    with torch.no_grad():
+        expected = torch.cat(model.get_image_features(torch.from_numpy(pixel_values)))
+    found = backend.encode_image(pixel_values)
+    backend.close()
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
