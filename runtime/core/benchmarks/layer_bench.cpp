@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <random>
 #include <thread>
 #include <vector>
@@ -28,7 +26,16 @@ constexpr double kExpertBytes = kExpertProducts / 4;
 constexpr double kMillisecondsPerPoint = 700;
 constexpr size_t kMinRounds = 6;
 
-/// Workers that wait by spinning, so that what is measured is the layer and not the system's wake-up.
+/// Waits by spinning at first, so that what is measured is the layer and not the system's wake-up; then gives way, for
+/// machines with other work.
+template <class Condition>
+void wait_until(Condition condition) {
+  constexpr int kSpins = 10000;
+  for (int i = 0; !condition(); ++i) {
+    if (i > kSpins) std::this_thread::yield();
+  }
+}
+
 class SpinningPool {
  public:
   explicit SpinningPool(size_t threads) {
@@ -56,8 +63,7 @@ class SpinningPool {
     busy_ = workers_.size();
     ++generation_;
     work();
-    while (busy_ != 0) {
-    }
+    wait_until([this] { return busy_ == 0; });
   }
   void work() {
     for (size_t i = next_++; i < count_; i = next_++) task_(arg_, i);
@@ -65,8 +71,7 @@ class SpinningPool {
   void wait_for_work() {
     size_t seen = 0;
     for (;;) {
-      while (generation_ == seen) {
-      }
+      wait_until([&] { return generation_ != seen; });
       seen = generation_;
       if (stop_) return;
       work();
