@@ -12,11 +12,13 @@ function(mote_add_plugin name)
     -static-libgcc
     -static-libstdc++
     "LINKER:--version-script=${CMAKE_CURRENT_SOURCE_DIR}/exports.map"
-    LINKER:--no-undefined
     LINKER:--gc-sections
     # Newer Android devices have pages of 16 KB.
     LINKER:-z,max-page-size=16384
     # The runtimes keep pointers into the plugin for longer than they keep the library open.
     LINKER:-z,nodelete)
+  if(NOT MOTE_SANITIZE)  # whose functions are in the executable
+    target_link_options(${name} PRIVATE LINKER:--no-undefined)
+  endif()
   install(TARGETS ${name} LIBRARY DESTINATION lib COMPONENT plugins)
 endfunction()

@@ -1,0 +1,254 @@
+"""L3: the operator in ExecuTorch against the torch reference, bit for bit, and what happens when something is wrong.
+
+What no exporter writes (arguments of other types, empty tensors) is in runtime/executorch/tests.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir.passes import MemoryPlanningPass
+from executorch.extension.pybindings import portable_lib
+from operator_cases import CASES, Array, Case, Layer, assert_same_bits, random_layer, random_tokens, reference
+from torch import Tensor
+
+from mote_runtime import get_library_path, library
+from mote_runtime.errors import BackendError
+
+MAX_TOKENS = 256
+# ExecuTorch 1.5 refuses empty tensors at export, and its Python interface ends the process at an empty input.
+NOT_EMPTY = [case for case in CASES if 0 not in case.shape]
+
+
+class OneNode(torch.nn.Module):
+    """A program of one node, with the weights inside."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.attributes = layer.attributes | {"normalize_topk": bool(layer.attributes["normalize_topk"])}
+        for name, weight in layer.weights.items():
+            self.register_buffer(name, torch.from_numpy(weight))
+        self.names = list(layer.weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.mote.ternary_moe(x, *map(self.get_buffer, self.names), *self.attributes.values())
+        return y
+
+
+def export(layer: Layer, x: Array, *, dynamic: bool = False) -> torch.export.ExportedProgram:
+    shapes = ({0: torch.export.Dim("tokens", min=1, max=MAX_TOKENS)},) if dynamic else None
+    return torch.export.export(OneNode(layer), (torch.from_numpy(x),), dynamic_shapes=shapes)
+
+
+def lower(methods: dict[str, torch.export.ExportedProgram]) -> bytes:
+    edge = to_edge_transform_and_lower(methods, compile_config=EdgeCompileConfig(_check_ir_validity=False))
+    planning = MemoryPlanningPass(alloc_graph_input=False)
+    config = ExecutorchBackendConfig(memory_planning_pass=planning, constant_tensor_alignment=64)
+    buffer: bytes = edge.to_executorch(config).buffer
+    return buffer
+
+
+class Program:
+    """A loaded program, with the bytes that it reads in place for as long as it lives."""
+
+    def __init__(self, buffer: bytes) -> None:
+        library.load_executorch_library()
+        self._buffer = buffer
+        self._module = portable_lib._load_for_executorch_from_buffer(buffer)
+
+    def run(self, x: Array, method: str = "forward") -> Array:
+        # A copy: the output lies in the program's memory, which the next call overwrites.
+        result: Array = self._module.run_method(method, (torch.from_numpy(x),))[0].numpy().copy()
+        return result
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """ExecuTorch's threads belong to the process, so each test starts with the same number."""
+    portable_lib._unsafe_reset_threadpool(2)
+    yield
+    portable_lib._unsafe_reset_threadpool(2)
+
+
+@pytest.fixture(scope="module")
+def all_cases() -> Program:
+    """One program with a method for each case."""
+    return Program(lower({case.name: export(case.layer, case.tokens()) for case in NOT_EMPTY}))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("case", NOT_EMPTY, ids=lambda case: case.name)
+def test_bits_equal_the_reference(all_cases: Program, case: Case, threads: int) -> None:
+    portable_lib._unsafe_reset_threadpool(threads)
+    x = case.tokens()
+    assert_same_bits(all_cases.run(x, case.name), reference(case.layer, x))
+
+
+def test_rows_that_are_not_finite_become_nan_and_no_other() -> None:
+    layer, x = random_layer(4, 40, 24, 2), random_tokens(6, 40)
+    x[1, 3], x[3, 39], x[4, 0] = np.nan, np.inf, -np.inf
+    assert_same_bits(Program(lower({"forward": export(layer, x)})).run(x), reference(layer, x))
+
+
+def test_one_program_serves_all_numbers_of_tokens() -> None:
+    layer = random_layer(4, 40, 24, 2)
+    module = Program(lower({"forward": export(layer, random_tokens(5, 40), dynamic=True)}))
+    for tokens in (1, MAX_TOKENS, 3, 1, 200):
+        x = random_tokens(tokens, 40, seed=tokens)
+        assert_same_bits(module.run(x), reference(layer, x))
+    with pytest.raises(RuntimeError):
+        module.run(random_tokens(MAX_TOKENS + 1, 40))
+
+
+def replaced(name: str, change: Callable[[Array], Array]) -> Callable[[Layer], Layer]:
+    return lambda layer: layer.with_weights(**{name: change(layer.weights[name])})
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda layer: layer.with_attributes(layout_version=2), "layout_version is 2"),
+        (lambda layer: layer.with_attributes(num_experts=3), "router has size 4 in dimension 0"),
+        (lambda layer: layer.with_attributes(top_k=5), "top_k is 5"),
+        (lambda layer: layer.with_attributes(intermediate_size=48), "gate_up_packed has size 2 in dimension 1"),
+        (lambda layer: layer.with_attributes(activation="gelu"), 'activation is "gelu"'),
+        (lambda layer: layer.with_attributes(packing="5trit"), 'packing is "5trit"'),
+        (lambda layer: layer.with_attributes(packing="x" * 100), "packing is 100 bytes long"),
+        (replaced("router", lambda w: w.reshape(-1)), "router has rank 1, expected 2"),
+        (replaced("router", lambda w: w[:, :32]), "gate_up_packed has size 3 in dimension 3"),
+        (replaced("router", lambda w: w.astype(np.float64)), "router has dtype Double, expected Float"),
+        (replaced("gate_up_packed", lambda w: w[..., :63]), "gate_up_packed has size 63 in dimension 4"),
+        (replaced("gate_up_packed", lambda w: w.view(np.int8)), "gate_up_packed has dtype Char, expected Byte"),
+        (replaced("down_packed", lambda w: w[:3]), "down_packed has size 3 in dimension 0"),
+        (replaced("gate_up_scale", lambda w: np.full_like(w, np.inf)), "gate_up_scale has the value inf"),
+        (replaced("down_scale", lambda w: -w), "down_scale has the value -"),
+    ],
+)
+def test_a_wrong_attribute_or_weight_gives_a_sentence(
+    damage: Callable[[Layer], Layer], sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    layer, x = damage(random_layer(4, 40, 24, 2)), random_tokens(3, 40)
+    module = Program(lower({"forward": export(layer, x)}))
+    with pytest.raises(RuntimeError, match="0x12"):  # Error::InvalidArgument
+        module.run(x)
+    assert f"mote::ternary_moe.out: {sentence}" in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [
+        (np.zeros((3, 39), np.float32), "the last dimension of x is 39, expected the hidden size 40 of the router"),
+        (np.zeros((1, 1, 1, 1, 40), np.float32), "x has rank 5, expected 1 to 4"),
+        (np.zeros((3, 40), np.float64), "x has dtype Double, expected Float"),
+    ],
+)
+def test_tokens_of_a_wrong_shape_or_type_give_a_sentence(
+    x: Array, sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module = Program(lower({"forward": export(random_layer(4, 40, 24, 2), x)}))
+    with pytest.raises(RuntimeError, match="0x12"):
+        module.run(x)
+    assert f"mote::ternary_moe.out: {sentence}" in "".join(capfd.readouterr())
+
+
+def test_programs_of_one_process_do_not_disturb_each_other() -> None:
+    layers = [random_layer(4, 64, 96, 1), random_layer(3, 40, 24, 2, seed=7), random_layer(8, 33, 50, 8, 1, seed=8)]
+
+    def work(job: int) -> None:
+        layer = layers[job % 3]
+        x = random_tokens(1 + job % 20, layer.hidden_size, seed=job)
+        expected = reference(layer, x)
+        for _ in range(20):
+            assert_same_bits(modules[job].run(x), expected)
+
+    programs = [
+        lower({"forward": export(layer, random_tokens(5, layer.hidden_size), dynamic=True)}) for layer in layers
+    ]
+    modules = [Program(programs[job % 3]) for job in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(work, range(12)))
+
+
+RUN_PROGRAM = """
+import ctypes, sys
+import numpy as np
+import torch
+for path in sys.argv[3:]:
+    ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+from executorch.extension.pybindings import portable_lib
+
+def anonymous_bytes():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+
+x = torch.from_numpy(np.load(sys.argv[2]))
+before = anonymous_bytes()
+module = portable_lib._load_for_executorch(sys.argv[1])
+y = module.forward((x,))[0]
+print(anonymous_bytes() - before)
+np.save(sys.argv[2] + ".y.npy", y.numpy())
+"""
+
+
+def run_in_new_process(program: bytes, x: Array, folder: Path, *libraries: Path) -> tuple[Array, int]:
+    """Output, and how much the process grew by loading and running."""
+    (folder / "model.pte").write_bytes(program)
+    np.save(folder / "x.npy", x)
+    command = [sys.executable, "-c", RUN_PROGRAM, folder / "model.pte", folder / "x.npy", *libraries]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return np.load(folder / "x.npy.y.npy"), int(result.stdout.splitlines()[-1])
+
+
+def test_a_second_copy_of_the_library_is_harmless(tmp_path: Path) -> None:
+    """Also: the library finds ExecuTorch by itself when it is loaded first."""
+    path = get_library_path("executorch")
+    copy = Path(shutil.copy(path, tmp_path / "libcopy.so"))
+    layer, x = random_layer(4, 40, 24, 2), random_tokens(3, 40)
+    y, _ = run_in_new_process(lower({"forward": export(layer, x)}), x, tmp_path, path, path, copy)
+    assert_same_bits(y, reference(layer, x))
+
+
+def test_weights_are_read_where_the_program_is_mapped(tmp_path: Path) -> None:
+    """A copy of the weights would be anonymous memory; a mapped file is not."""
+    experts, hidden, intermediate = 4, 2048, 8192
+    tiles = (intermediate // 16, hidden // 16)
+    layer = random_layer(experts, 16, 16, 1).with_weights(
+        router=random_tokens(experts, hidden),
+        gate_up_packed=np.full((experts, tiles[0], 2, tiles[1], 64), 0x55, np.uint8),
+        down_packed=np.full((experts, tiles[1], tiles[0], 64), 0x55, np.uint8),
+    )
+    x = random_tokens(1, hidden)
+    program = lower({"forward": export(layer.with_attributes(intermediate_size=intermediate), x)})
+    weights = sum(weight.nbytes for weight in layer.weights.values())
+    assert weights > 48e6
+    y, grown = run_in_new_process(program, x, tmp_path, get_library_path("executorch"))
+    assert not y.any()
+    assert grown < weights / 8, f"{weights} bytes of weights grew the process by {grown} bytes of its own memory"
+
+
+def test_loading_is_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    library.load_executorch_library()
+    monkeypatch.setattr(library, "get_library_path", lambda runtime: pytest.fail("loaded twice"))
+    library.load_executorch_library()
+
+
+def test_a_missing_library_or_runtime_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(library, "_executorch_library", None)
+    monkeypatch.setattr(library, "_library_folders", lambda: [tmp_path])
+    with pytest.raises(BackendError, match=r"^libmote_executorch.so is not installed with mote_runtime: .*make build"):
+        library.load_executorch_library()
+    (tmp_path / "libmote_executorch.so").write_bytes(b"not a library")
+    with pytest.raises(BackendError, match=r"^libmote_executorch.so cannot be loaded .*reinstall mote"):
+        library.load_executorch_library()
+    monkeypatch.setitem(sys.modules, "executorch.extension.pybindings.portable_lib", None)
+    with pytest.raises(BackendError, match=r"^ExecuTorch cannot be imported .*pip install 'mote\[executorch\]'"):
+        library.load_executorch_library()
