@@ -1,6 +1,6 @@
 """Compares an exported folder, run by its own runtime, with the torch model on real inputs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from mote_export.model import MoteForConditionalGeneration
-from mote_runtime.arrays import FloatArray, IntArray
-from mote_runtime.backends import Backend, open_backend
+from mote_runtime.arrays import FloatArray
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import Manifest
+from mote_runtime.pipeline import Pipeline, load
 from mote_runtime.preprocess import ImageSource, preprocess_image
-from mote_runtime.tokenizer import PromptTokenizer
 
 STEPS = 16  # greedy tokens compared for each sample
 
@@ -71,18 +70,14 @@ def verify_folder(
         VerificationError: a logit differs by more than `atol`, or a greedy token differs where torch's two best logits are
             further apart than twice `atol`.
     """
-    manifest = Manifest.read(folder)
-    manifest.verify()
-    tokenizer = PromptTokenizer(manifest.path("tokenizer.json"), manifest.model, manifest.prompt)
-    backend = open_backend(manifest)
     difference = largest = 0.0
     compared = ties = 0
-    try:
+    with load(folder) as pipeline:
+        manifest = pipeline.manifest
         for sample in samples:
-            images = _pixel_values(manifest, sample)
-            ids = np.array(tokenizer.encode_prompt(sample.prompt, num_images=len(images)), dtype=np.int64)
+            ids, images = _inputs(pipeline, sample)
             tokens, expected = reference_greedy(reference, ids, images, STEPS)
-            for step, found in enumerate(runtime_logits(backend, ids, images, tokens)):
+            for step, found in enumerate(pipeline.step_logits(ids, tokens[:-1], images)):
                 gap = float(np.abs(found - expected[step]).max())
                 if not gap <= atol:
                     raise VerificationError(
@@ -92,8 +87,6 @@ def verify_folder(
                 difference, largest = max(difference, gap), max(largest, float(np.abs(expected[step]).max()))
                 ties += _compare_token(manifest, sample, found, expected[step], atol)
                 compared += 1
-    finally:
-        backend.close()
     return Verification(atol, difference, largest, len(samples), compared, ties)
 
 
@@ -112,24 +105,25 @@ def _compare_token(manifest: Manifest, sample: Sample, found: FloatArray, expect
     return 1
 
 
-def _pixel_values(manifest: Manifest, sample: Sample) -> FloatArray:
-    """float32 [n, 3, height, width] with n = 0 or 1."""
-    assert manifest.image is not None  # mote-export writes multimodal folders
+def _inputs(pipeline: Pipeline, sample: Sample) -> tuple[list[int], FloatArray | None]:
+    """Prompt ids, and pixel values float32 [1, 3, height, width] if there is a picture."""
     if sample.image is None:
-        return np.zeros((0, 3, manifest.image.height, manifest.image.width), np.float32)
-    return preprocess_image(sample.image, manifest.image)[np.newaxis]
+        return pipeline.tokenizer.encode_prompt(sample.prompt), None
+    assert pipeline.manifest.image is not None  # mote-export writes multimodal folders
+    pixel_values = preprocess_image(sample.image, pipeline.manifest.image)[np.newaxis]
+    return pipeline.tokenizer.encode_prompt(sample.prompt, num_images=1), pixel_values
 
 
 def reference_greedy(
-    model: MoteForConditionalGeneration, ids: IntArray, images: FloatArray, steps: int
+    model: MoteForConditionalGeneration, ids: Sequence[int], images: FloatArray | None, steps: int
 ) -> tuple[list[int], FloatArray]:
     """transformers' greedy answer to one prompt: the tokens, and the logits [len(tokens), vocab] that chose them."""
-    input_ids = torch.from_numpy(ids)[None]
+    input_ids = torch.tensor([list(ids)])
     with torch.no_grad():
         output = model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            pixel_values=torch.from_numpy(images) if len(images) else None,
+            pixel_values=None if images is None else torch.from_numpy(images),
             max_new_tokens=steps,
             suppress_tokens=[model.config.image_token_id],  # it stands for a picture's features and has none of its own
             do_sample=False,
@@ -138,12 +132,3 @@ def reference_greedy(
         )
     logits: Tensor = torch.cat(output.logits)
     return output.sequences[0, len(ids) :].tolist(), logits.float().numpy()
-
-
-def runtime_logits(backend: Backend, ids: IntArray, images: FloatArray, tokens: Sequence[int]) -> Iterator[FloatArray]:
-    """The runtime's logits [vocab] before each of `tokens`, which are fed to it one by one (teacher forcing)."""
-    features = backend.encode_image(images) if len(images) else None
-    backend.reset()
-    yield backend.decode(backend.embed(ids, features))
-    for token in tokens[:-1]:
-        yield backend.decode(backend.embed(np.array([token], dtype=np.int64)))

@@ -1,7 +1,7 @@
 """tanh-approximated GELU -> its formula in elementary operations (ExecuTorch).
 
-XNNPACK's partitioner (executorch 1.5) lowers `aten.gelu` to the exact GELU whatever its `approximate` argument says, which is off by up to
-5e-4 of the approximation that a model such as SigLIP was trained with.
+XNNPACK's partitioner (executorch 1.5) lowers `aten.gelu` to the exact GELU whatever its `approximate` argument says, which is
+off by up to 5e-4 from the approximation that a model such as SigLIP was trained with.
 """
 
 import math
