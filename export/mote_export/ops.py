@@ -76,10 +76,11 @@ def _ternary_moe(
 def router_logits(tokens: Tensor, router: Tensor) -> Tensor:
     """Dot products [T, E] of float32 [T, H] and [E, H] with 16 lanes and a fixed fold (docs/operator.md, step 2)."""
     padding = -tokens.shape[1] % LANES
-    x = torch.nn.functional.pad(tokens, (0, padding)).reshape(tokens.shape[0], 1, -1, LANES)
-    w = torch.nn.functional.pad(router, (0, padding)).reshape(1, router.shape[0], -1, LANES)
+    steps = (tokens.shape[1] + padding) // LANES
+    x = torch.nn.functional.pad(tokens, (0, padding)).reshape(tokens.shape[0], 1, steps, LANES)
+    w = torch.nn.functional.pad(router, (0, padding)).reshape(1, router.shape[0], steps, LANES)
     lanes = torch.zeros(tokens.shape[0], router.shape[0], LANES)
-    for k in range(x.shape[2]):
+    for k in range(steps):
         lanes = lanes + x[:, :, k] * w[:, :, k]
     while lanes.shape[-1] > 1:
         half = lanes.shape[-1] // 2
