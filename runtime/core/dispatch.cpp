@@ -1,5 +1,6 @@
 #include "dispatch.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -68,8 +69,15 @@ const IsaEntry& choose_isa(const char* requested) {
 }
 
 const IsaEntry& active_isa() {
-  static const IsaEntry& chosen = choose_isa(std::getenv("MOTE_ISA"));
-  return chosen;
+  // Not a local static object: its lock would be all that the plugins take from the C++ runtime library. Threads that meet
+  // here choose the same entry.
+  static std::atomic<const IsaEntry*> chosen{nullptr};
+  const IsaEntry* entry = chosen.load(std::memory_order_relaxed);
+  if (entry == nullptr) {
+    entry = &choose_isa(std::getenv("MOTE_ISA"));
+    chosen.store(entry, std::memory_order_relaxed);
+  }
+  return *entry;
 }
 
 const char* isa_name() { return active_isa().name; }
