@@ -2,8 +2,8 @@
 
     python benchmarks/moe_node.py            (make bench; about two minutes)
 
-Shape of Qwen2.5-1.5B: hidden 1536, intermediate 8960, 4 experts, top-1; 4 layers in a chain and inputs that change from run to run, so
-that the experts (165 MB at 2 bits) do not stay in the cache. Both sides include the router. Times are per layer; medians of
+Shape of Qwen2.5-1.5B: hidden 1536, intermediate 8960, 4 experts, top-1; 4 layers in a chain and inputs that change from run to
+run, so that the experts (165 MB at 2 bits) do not stay in the cache. Both sides include the router. Times are per layer; medians of
 alternating rounds in one process. Writes benchmarks/results/moe_node.json and .md.
 """
 
@@ -165,7 +165,9 @@ def cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=60, help="rounds for one token; a tenth of it for 128 (default: 60)")
+    parser.add_argument(
+        "--rounds", type=int, default=60, help="rounds for one token; a tenth of it for 128 (default: 60)"
+    )
     arguments = parser.parse_args()
     measurements = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""L5: the shipped demo model gives the same answers in torch, ONNX Runtime and ExecuTorch, and they are right as often as its card says."""
+"""L5: the demo model gives the same answers in torch, ONNX Runtime and ExecuTorch, right as often as its card says."""
 
 import json
 import sys
@@ -86,7 +86,6 @@ def test_same_answers_as_torch(
     checkpoint: Checkpoint,
     questions: list[Question],
     torch_answers: list[list[int]],
-    record_property: pytest.FixtureRequest,
 ) -> None:
     eos = load_eos(folder)
     replies, unexplained, same = [], [], 0
