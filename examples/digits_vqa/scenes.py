@@ -33,7 +33,11 @@ _SEED = 20250614
 _SPLIT_KEYS: dict[Split, int] = {"train": 0, "test": 1}
 _COUNT_WEIGHTS = (0.10, 0.25, 0.30, 0.35)  # of scenes with one, two, three and four digits
 _REPEAT = 0.3  # how often a further digit repeats one already there, so that "how many 7s" is not always 0 or 1
-_MARGIN = 2  # empty pixels around the 8 x 8 source, so that the interpolation fades out instead of cutting the ink
+_HEIGHT = (46.0, 60.0)  # pixels of a digit in its cell
+_SHIFT = 6.0  # pixels off the middle of the cell, at most; even the largest digit stays inside
+_CORNERS = np.array([[-1, -1], [-1, 1], [1, 1], [1, -1]])  # (x, y), in the order of Image.Transform.QUAD
+_SOURCE = 8  # pixels of a source image, each way
+_MARGIN = 2  # empty pixels around the source, so that the interpolation fades out instead of cutting the ink
 
 
 @dataclass(frozen=True)
@@ -94,33 +98,26 @@ def make_scene(split: Split, index: int) -> Scene:
 def _draw_digit(source: int, rng: np.random.Generator, augment: bool) -> np.ndarray:
     """One digit enlarged into its cell, with jitter of place and size.
 
-    Training digits are also turned, sheared, stretched and made fainter or bolder: 1,400 images are few.
+    Training digits are also turned, slanted, stretched, warped and made fainter or bolder: 1,400 images are few.
 
     Returns float32 [CELL, CELL], the share of ink, 0 to 1.
     """
-    height = rng.uniform(42.0, 58.0)
-    slack = (CELL - height) / 2
-    dx, dy = rng.uniform(-slack, slack, size=2)
-    width, angle, shear, bend = height, 0.0, 0.0, 1.0
+    height = width = rng.uniform(*_HEIGHT)
+    shift = rng.uniform(-_SHIFT, _SHIFT, size=2)
+    turn, warp, bend = np.eye(2), np.zeros((4, 2)), 1.0
     if augment:
-        width *= rng.uniform(0.85, 1.15)
-        angle = rng.normal(0.0, math.radians(7.0))
-        shear = rng.normal(0.0, 0.10)
-        bend = math.exp(rng.normal(0.0, 0.25))
-    # Image.transform wants the map from a pixel of the cell to a pixel of the source.
-    forward = (
-        np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        @ np.array([[1.0, shear], [0.0, 1.0]])
-        @ np.diag([width / 8.0, height / 8.0])
-    )
-    inverse = np.linalg.inv(forward)
-    middle = 4.0 + _MARGIN
-    offset = np.array([middle, middle]) - inverse @ np.array([CELL / 2 + dx, CELL / 2 + dy])
-    matrix = (*inverse[0], offset[0], *inverse[1], offset[1])
+        angle, slant = rng.normal(0.0, math.radians(7.0)), rng.normal(0.0, 0.12)
+        turn = np.array([[math.cos(angle), slant - math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        width *= rng.uniform(0.8, 1.2)
+        warp = rng.normal(0.0, 0.5, size=(4, 2))
+        bend = math.exp(rng.normal(0.0, 0.3))
     # Boldness bends the source, not the cell: there it would turn the interpolation's faint ringing into specks.
     pixels = np.pad(_digit_set()[0][source] ** bend, _MARGIN)
     picture = Image.fromarray(np.rint(pixels * 255.0).astype(np.uint8))
-    cell = picture.transform((CELL, CELL), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+    # Image.transform wants to know where the corners of the cell lie in the source.
+    to_source = np.linalg.inv(turn @ np.diag([width, height])) * _SOURCE
+    corners = (_CORNERS * CELL / 2 - shift) @ to_source.T + picture.width / 2 + warp
+    cell = picture.transform((CELL, CELL), Image.Transform.QUAD, corners.ravel().tolist(), Image.Resampling.BICUBIC)
     return np.asarray(cell, dtype=np.float32) / 255.0
 
 
