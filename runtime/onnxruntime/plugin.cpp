@@ -28,7 +28,7 @@ constexpr const char* kInputNames[] = {"x", "router", "gate_up_packed", "gate_up
 constexpr int kInputTypes[] = {kFloat, kFloat, kUint8, kFloat, kUint8, kFloat};
 constexpr size_t kNumInputs = sizeof(kInputTypes) / sizeof(kInputTypes[0]);
 
-/// The name of a node in messages; a longer one is cut.
+/// The name of a node in messages. The runtime gives no part of a longer one: that becomes "?".
 struct NodeName {
   char text[128] = "?";
 };

@@ -1,4 +1,4 @@
-// The MoE layer of docs/operator.md, independent of any runtime. A plugin checks nothing itself: it fills these
+// The MoE layer of docs/operator.md, independent of any runtime. A plugin checks x itself, and for the rest fills these
 // structs from its runtime's tensors, calls create() once, and compute() for every batch of tokens.
 #pragma once
 
@@ -53,8 +53,8 @@ class TernaryMoE {
   /// Checks every attribute, shape and scale; reads no packed weight. On failure *layer is unchanged.
   static Status create(const TernaryMoEConfig& config, const TernaryMoEWeights& weights, TernaryMoE* layer);
 
-  /// Bytes of scratch that compute() needs for this many tokens, with 64-byte alignment. 0 with an overflow check:
-  /// returns false if the size does not fit size_t.
+  /// Bytes of scratch that compute() needs for this many tokens, at an address aligned to 64. False if they do not fit
+  /// size_t.
   bool scratch_size(size_t num_tokens, size_t* bytes) const;
 
   /// x, y: float32 [num_tokens, hidden_size], not overlapping. scratch: scratch_size() bytes, aligned to 64.
