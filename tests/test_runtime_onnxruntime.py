@@ -1,10 +1,12 @@
 """The pipeline over real ONNX Runtime sessions, with the plugin in the decoder."""
 
+import gc
 import itertools
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,23 @@ def test_closing_twice_and_use_after_closing(folder: Path) -> None:
     for use in (lambda: next(generation), lambda: pipeline.generate("hi"), lambda: pipeline.step_logits([1])):
         with pytest.raises(MoteError, match="pipeline is closed"):
             use()
+
+
+def test_memory_lent_to_the_runtime_lives_until_closing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lend, lent = ort.OrtValue.ortvalue_from_numpy, []
+
+    def lend_a_copy(array: np.ndarray) -> ort.OrtValue:  # so that nothing in this runtime keeps the array itself
+        lent.append(weakref.ref(array))
+        return lend(array.copy())
+
+    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", staticmethod(lend_a_copy))
+    pipeline = mote_runtime.load(folder)
+    gc.collect()
+    assert len(lent) == 2 * tiny.LAYERS + 1
+    assert all(array() is not None for array in lent)
+    pipeline.close()
+    gc.collect()
+    assert all(array() is None for array in lent)
 
 
 def test_finds_the_folder_of_a_runtime(folder: Path, tmp_path: Path) -> None:

@@ -120,8 +120,9 @@ class _Graph:
             for group in (inputs, outputs)
         ]
         graph = helper.make_graph(self.nodes, path.stem, *values, self.weights)
-        domains = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("mote", 1)]
-        model = helper.make_model(graph, opset_imports=domains, ir_version=9)
+        # The versions that mote-export writes, so that a runtime which takes these graphs takes an export.
+        domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("mote", 1)]
+        model = helper.make_model(graph, opset_imports=domains, ir_version=10)
         location = path.name + ".data"
         onnx.save_model(model, path, save_as_external_data=True, location=location, size_threshold=256)
 

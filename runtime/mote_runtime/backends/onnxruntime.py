@@ -45,6 +45,7 @@ class OnnxRuntimeBackend(Backend):
         self._mask = np.ones((1, self._model.context_length), np.int64)
         self._logits = np.zeros((1, 1, self._model.vocab_size), np.float32)
         self._no_features = np.zeros((0, self._model.hidden_size), np.float32)
+        self._borrowed: list[Any] = []
         self._binding = self._bind_buffers()
         self._position = 0
 
@@ -78,7 +79,7 @@ class OnnxRuntimeBackend(Backend):
         try:
             for past, present in pairs:
                 # Zeroed memory from the system takes no room before it is written to.
-                buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+                buffer = self._lend(np.zeros(shape, np.float32))
                 binding.bind_ortvalue_input(past, buffer)
                 binding.bind_ortvalue_output(present, buffer)
         except (MemoryError, ValueError) as error:  # numpy: more than an array can ever hold
@@ -86,8 +87,14 @@ class OnnxRuntimeBackend(Backend):
                 f"no memory for the KV cache: {2 * model.num_hidden_layers} buffers of {list(shape)} float32 values; "
                 "export with a shorter context"
             ) from error
-        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
+        binding.bind_ortvalue_output("logits", self._lend(self._logits))
         return binding
+
+    def _lend(self, array: FloatArray) -> Any:
+        """A value in the array's own memory, which is kept here: in most versions a binding does not keep it alive."""
+        value = ort.OrtValue.ortvalue_from_numpy(array)
+        self._borrowed += [array, value]
+        return value
 
     def encode_image(self, pixel_values: FloatArray) -> FloatArray:
         if self._vision is None:
@@ -102,7 +109,8 @@ class OnnxRuntimeBackend(Backend):
 
     def decode(self, inputs_embeds: FloatArray) -> FloatArray:
         total = self._position + len(inputs_embeds)
-        self._binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(inputs_embeds[np.newaxis]))
+        embeds = np.ascontiguousarray(inputs_embeds[np.newaxis])  # borrowed as well, until the run is over
+        self._binding.bind_cpu_input("inputs_embeds", embeds)
         self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
         try:
             self._decoder.run_with_iobinding(self._binding)
@@ -116,6 +124,7 @@ class OnnxRuntimeBackend(Backend):
 
     def close(self) -> None:
         del self._binding, self._decoder, self._embedding, self._vision
+        del self._borrowed, self._logits
 
 
 def _cache_names(model: ModelSpec, prefix: str) -> list[str]:
