@@ -110,6 +110,7 @@ def test_failures_are_one_sentence(
     assert captured.out == ""
     assert captured.err.startswith("mote-run: ")
     assert captured.err.count("\n") == 1
+    assert captured.err.endswith(".\n")
     assert expected.format(**places) in captured.err
 
 
@@ -134,8 +135,8 @@ def test_verbose_shows_the_traceback_of_a_failure(tmp_path: Path, capfd: pytest.
     ("arguments", "expected"),
     [
         ([], "required: --prompt, DIR"),
-        (["d", "--prompt", "hi", "--max-new-tokens", "0"], "0 is not at least 1"),
-        (["d", "--prompt", "hi", "--threads", "two"], "invalid"),
+        (["d", "--prompt", "hi", "--max-new-tokens", "0"], "--max-new-tokens: '0' is not a whole number of at least 1"),
+        (["d", "--prompt", "hi", "--threads", "two"], "--threads: 'two' is not a whole number of at least 1"),
         (["d", "--prompt", "hi", "--runtime", "tensorrt"], "invalid choice: 'tensorrt'"),
         (["d", "--prompt", "hi", "--temperature", "-1"], "temperature is -1.0"),
         (["d", "--prompt", "hi", "--top-p", "0.5"], "no effect at temperature 0"),

@@ -4,6 +4,10 @@
 class MoteError(Exception):
     """Something the caller can mend: the message names what was found, what was expected and what to do."""
 
+    def __init__(self, message: str) -> None:
+        """The sentence gets its period here, as many end in the words of a library, which may have brought one."""
+        super().__init__(message if message.endswith((".", "!", "?")) else f"{message}.")
+
 
 class ExportFolderError(MoteError):
     """The exported folder is missing, damaged, changed since the export, or not one that this version reads."""

@@ -77,9 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
 
 
@@ -106,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MoteError as error:
         logger.error("%s", error, exc_info=arguments.verbose)
     except Exception as error:
-        logger.error("internal error: %s: %s (-v shows where)", type(error).__name__, error, exc_info=arguments.verbose)
+        logger.error(
+            "internal error: %s: %s (-v shows where).", type(error).__name__, error, exc_info=arguments.verbose
+        )
     return EXIT_FAILURE
 
 
