@@ -1,9 +1,11 @@
 """mote.json: what is accepted, what is refused and how the refusal reads."""
 
 import copy
+import hashlib
 import json
 import os
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import tiny_onnx_export as tiny
 
 from mote_runtime.errors import ExportFolderError
-from mote_runtime.manifest import Manifest, Verification
+from mote_runtime.manifest import Manifest, Verification, sha256
 
 FILES = ("embedding.onnx", "model.onnx", "model.onnx.data", "tokenizer.json", "vision.onnx")
 
@@ -103,6 +105,43 @@ def test_refuses_a_field_and_names_it(tmp_path: Path, section: str, key: str, va
     assert key in message
     assert expected in message
     assert len(message) < 400
+
+
+def test_checks_a_document_before_anything_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "none"
+    written = read(tmp_path, document())
+    planned = document() | {name: asdict(getattr(written, name)) for name in ("model", "moe", "image", "prompt")}
+    assert asdict(Manifest.parse(folder, planned)) == asdict(written) | {"folder": folder}
+    for files in ({"files": {}}, {"files": None}, {}):
+        early = {key: value for key, value in planned.items() if key != "files"} | files
+        assert Manifest.parse(folder, early, files_are_known=False).model == written.model
+        with pytest.raises(ExportFolderError, match="files"):
+            Manifest.parse(folder, early)
+    planned["model"]["num_key_value_heads"] = 3
+    with pytest.raises(ExportFolderError, match=r"num_key_value_heads.*a divisor of"):
+        Manifest.parse(folder, planned, files_are_known=False)
+    assert caplog.text == ""
+
+
+def test_sha256_of_a_file_in_pieces(tmp_path: Path) -> None:
+    path, content = tmp_path / "file", bytes(range(256)) * 5000
+    path.write_bytes(content)
+    read_bytes: list[int] = []
+    assert sha256(path) == sha256(path, read_bytes.append) == hashlib.sha256(content).hexdigest()
+    assert sum(read_bytes) == len(content)
+    with pytest.raises(FileNotFoundError):
+        sha256(tmp_path / "none")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Manifest.read(tiny.write_export(tmp_path))
+
+    def fail(*_: object) -> str:
+        raise OSError("input/output error")
+
+    monkeypatch.setattr("mote_runtime.manifest.sha256", fail)
+    with pytest.raises(ExportFolderError, match=r"embedding\.onnx in .* cannot be read: input/output error"):
+        manifest.verify()
 
 
 def test_names_a_missing_field(tmp_path: Path) -> None:

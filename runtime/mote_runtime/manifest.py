@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -150,7 +150,16 @@ class Manifest:
         if not folder.is_dir():
             found = "is not a folder" if folder.exists() else "does not exist"
             raise ExportFolderError(f"{folder} {found}; expected a folder written by mote-export")
-        return _parse_manifest(folder, _read_json(folder))
+        return cls.parse(folder, _read_json(folder))
+
+    @classmethod
+    def parse(cls, folder: Path, document: Mapping[str, Any], *, files_are_known: bool = True) -> "Manifest":
+        """Check the content of a `mote.json`, which need not be written yet, nor `folder` exist; tuples count as lists.
+
+        With `files_are_known` False the field `files` is not looked at, for a check before any file is there.
+        Raises ExportFolderError where a field is not what it must be.
+        """
+        return _parse_manifest(folder, document, files_are_known=files_are_known)
 
     def path(self, name: str) -> Path:
         """The path of a file that the manifest lists; raises ExportFolderError if it lists none of this name."""
@@ -174,9 +183,23 @@ class Manifest:
         total = sum(entry.bytes for entry in self.files.values())
         with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", delay=1, disable=None, leave=False) as bar:
             for name, entry in self.files.items():
-                found = _sha256(self.folder / name, bar)
+                try:
+                    found = sha256(self.folder / name, bar.update)
+                except OSError as error:
+                    raise ExportFolderError(f"{name} in {self.folder} cannot be read: {error}") from error
                 if found != entry.sha256:
                     raise _changed(self.folder, name, f"SHA-256 {found}", f"SHA-256 {entry.sha256}")
+
+
+def sha256(path: Path, on_read: Callable[[int], object] | None = None) -> str:
+    """SHA-256 of a file in lower-case hex; `on_read` gets the number of bytes of each piece. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_HASH_CHUNK):
+            digest.update(chunk)
+            if on_read is not None:
+                on_read(len(chunk))
+    return digest.hexdigest()
 
 
 def _changed(folder: Path, name: str, found: str, expected: str) -> ExportFolderError:
@@ -200,18 +223,6 @@ def _regular_file_size(folder: Path, name: str) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise ExportFolderError(f"{name} in {folder} is not a regular file; copy the folder again or export anew")
     return status.st_size
-
-
-def _sha256(path: Path, bar: tqdm) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(_HASH_CHUNK):
-                digest.update(chunk)
-                bar.update(len(chunk))
-    except OSError as error:
-        raise ExportFolderError(f"{path.name} in {path.parent} cannot be read: {error}") from error
-    return digest.hexdigest()
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
@@ -280,7 +291,7 @@ class _Section:
 
     def integers(self, key: str, low: int, high: int, max_length: int) -> tuple[int, ...]:
         value = self.value(key)
-        good = isinstance(value, list) and len(value) <= max_length
+        good = isinstance(value, list | tuple) and len(value) <= max_length
         if not good or not all(type(item) is int and low <= item <= high for item in value):
             raise self.refuse(key, f"a list of at most {max_length} integers from {low} to {high}")
         if len(set(value)) != len(value):
@@ -295,7 +306,7 @@ class _Section:
 
     def three_numbers(self, key: str) -> tuple[float, float, float]:
         value = self.value(key)
-        if not (isinstance(value, list) and len(value) == 3 and all(_is_number(item) for item in value)):
+        if not (isinstance(value, list | tuple) and len(value) == 3 and all(_is_number(item) for item in value)):
             raise self.refuse(key, "a list of three finite numbers")
         return float(value[0]), float(value[1]), float(value[2])
 
@@ -350,7 +361,7 @@ def _is_number(value: object) -> bool:
         return False
 
 
-def _parse_manifest(folder: Path, document: Mapping[str, Any]) -> Manifest:
+def _parse_manifest(folder: Path, document: Mapping[str, Any], *, files_are_known: bool) -> Manifest:
     top = _Section(document, "")
     top.choice("format", (FORMAT,))
     top.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
@@ -358,6 +369,11 @@ def _parse_manifest(folder: Path, document: Mapping[str, Any]) -> Manifest:
     image = _parse_image(top.optional_section("image"))
     model = _parse_model(top.section("model"), has_image=image is not None)
     plugin = top.optional_section("plugin")
+    files: Mapping[str, FileEntry] = {}
+    if files_are_known:
+        files = _parse_files(top.section("files"), top.mapping("files"), target, has_image=image is not None)
+    else:
+        top.value("files")
     manifest = Manifest(
         folder=folder,
         target=target,
@@ -366,7 +382,7 @@ def _parse_manifest(folder: Path, document: Mapping[str, Any]) -> Manifest:
         image=image,
         prompt=_parse_prompt(top.section("prompt"), has_image=image is not None),
         plugin_library=_plain_name(plugin, "library") if plugin else None,
-        files=_parse_files(top.section("files"), top.mapping("files"), target, has_image=image is not None),
+        files=files,
         memory=top.free_mapping("memory"),
         verification=top.free_mapping("verification"),
         source=top.free_mapping("source"),
@@ -470,10 +486,10 @@ def _parse_files(
                 f"{MANIFEST_NAME}: field 'files' lists {_shown(name)}; expected a plain file name of the folder itself"
             )
         entry = section.section(name)
-        sha256 = entry.text("sha256")
-        if not _SHA256.fullmatch(sha256):
+        digest = entry.text("sha256")
+        if not _SHA256.fullmatch(digest):
             raise entry.refuse("sha256", "64 lower-case hexadecimal digits")
-        files[name] = FileEntry(bytes=entry.integer("bytes", 0, MAX_FILE_BYTES), sha256=sha256)
+        files[name] = FileEntry(bytes=entry.integer("bytes", 0, MAX_FILE_BYTES), sha256=digest)
         entry.finish()
     required = _REQUIRED_FILES[target] + (("vision.onnx",) if target == "onnxruntime" and has_image else ())
     for name in required:
