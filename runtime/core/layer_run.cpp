@@ -101,39 +101,41 @@ LayerRun::LayerRun(const TernaryMoE& layer, const KernelTable& kernels, const Sc
       h_codes_(at<int8_t>(scratch, plan.h_codes)),
       results_(at<float>(scratch, plan.results)) {}
 
-void LayerRun::run(const float* x, float* y, size_t num_tokens) {
+bool LayerRun::run(const float* x, float* y, size_t num_tokens) {
   for (size_t done = 0; done < num_tokens; done += plan_.token_capacity) {
     const size_t count = std::min(plan_.token_capacity, num_tokens - done);
-    run_chunk(x + done * hidden_size_, y + done * hidden_size_, count);
+    if (!run_chunk(x + done * hidden_size_, y + done * hidden_size_, count)) return false;
   }
+  return true;
 }
 
-void LayerRun::run_chunk(const float* x, float* y, size_t num_tokens) {
+bool LayerRun::run_chunk(const float* x, float* y, size_t num_tokens) {
   x_ = x;
   y_ = y;
   num_tokens_ = num_tokens;
 
   tokens_per_task_ = ceil_div(kValuesPerTask, hidden_size_);
-  for_each<&LayerRun::prepare_task>(ceil_div(num_tokens_, tokens_per_task_));
+  if (!for_each<&LayerRun::prepare_task>(ceil_div(num_tokens_, tokens_per_task_))) return false;
 
   group_by_expert();
   plan_expert_tasks();
-  for_each<&LayerRun::gate_up_task>(first_gate_up_task_[layer_.num_experts_]);
+  if (!for_each<&LayerRun::gate_up_task>(first_gate_up_task_[layer_.num_experts_])) return false;
 
   slots_per_task_ = ceil_div(kValuesPerTask, intermediate_size_);
-  for_each<&LayerRun::quantize_h_task>(ceil_div(num_slots_, slots_per_task_));
+  if (!for_each<&LayerRun::quantize_h_task>(ceil_div(num_slots_, slots_per_task_))) return false;
 
-  for_each<&LayerRun::down_task>(ceil_div(hidden_lines_, down_blocks_per_task_));
+  return for_each<&LayerRun::down_task>(ceil_div(hidden_lines_, down_blocks_per_task_));
 }
 
-/// Runs Step(0 .. count-1) on the thread pool, or here if that is not worth a wake-up.
+/// Runs Step(0 .. count-1) on the thread pool, or here if that is not worth a wake-up. False if the pool failed.
 template <void (LayerRun::*Step)(size_t)>
-void LayerRun::for_each(size_t count) {
+bool LayerRun::for_each(size_t count) {
   if (threads_.run == nullptr || count <= 1) {
     for (size_t i = 0; i < count; ++i) (this->*Step)(i);
-    return;
+    return true;
   }
-  threads_.run(threads_.pool, [](void* self, size_t i) { (static_cast<LayerRun*>(self)->*Step)(i); }, count, this);
+  return threads_.run(
+      threads_.pool, [](void* self, size_t i) { (static_cast<LayerRun*>(self)->*Step)(i); }, count, this);
 }
 
 void LayerRun::prepare_task(size_t task) {

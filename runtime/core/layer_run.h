@@ -44,7 +44,8 @@ class LayerRun {
   LayerRun(const TernaryMoE& layer, const KernelTable& kernels, const ScratchLayout& plan, void* scratch,
            const ThreadPool& threads);
 
-  void run(const float* x, float* y, size_t num_tokens);
+  /// False at the first failure of the pool: what the later steps would read was not written.
+  [[nodiscard]] bool run(const float* x, float* y, size_t num_tokens);
 
  private:
   [[nodiscard]] static bool lay_out_scratch(const TernaryMoE& layer, size_t token_capacity, ScratchLayout* plan);
@@ -54,7 +55,7 @@ class LayerRun {
     size_t end;
   };
 
-  void run_chunk(const float* x, float* y, size_t num_tokens);
+  [[nodiscard]] bool run_chunk(const float* x, float* y, size_t num_tokens);
   void route_token(size_t token);
   void group_by_expert();
   void plan_expert_tasks();
@@ -66,7 +67,7 @@ class LayerRun {
 
   // Steps that run in parallel.
   template <void (LayerRun::*Step)(size_t)>
-  void for_each(size_t count);
+  [[nodiscard]] bool for_each(size_t count);
   void prepare_task(size_t task);
   void gate_up_task(size_t task);
   void quantize_h_task(size_t task);

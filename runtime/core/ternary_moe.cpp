@@ -136,10 +136,11 @@ bool TernaryMoE::scratch_size(size_t num_tokens, size_t* bytes) const {
   return true;
 }
 
-void TernaryMoE::compute(const float* x, float* y, size_t num_tokens, void* scratch, const ThreadPool& threads) const {
+bool TernaryMoE::compute(const float* x, float* y, size_t num_tokens, void* scratch, const ThreadPool& threads) const {
   ScratchLayout plan;
-  if (num_tokens == 0 || !LayerRun::plan_scratch(*this, num_tokens, &plan)) return;
-  LayerRun(*this, *active_isa().kernels, plan, scratch, threads).run(x, y, num_tokens);
+  if (num_tokens == 0) return true;
+  if (!LayerRun::plan_scratch(*this, num_tokens, &plan)) return false;
+  return LayerRun(*this, *active_isa().kernels, plan, scratch, threads).run(x, y, num_tokens);
 }
 
 }  // namespace mote

@@ -169,19 +169,13 @@ Status prepare_tokens(const Span<EValue*>& stack, int64_t hidden_size, size_t* n
   return Status::ok();
 }
 
-/// The runtime's threads, as the core asks for them. A failure is kept, since the core cannot return it.
-struct Parallel {
-  bool failed = false;
-
-  static void run(void* self, void (*task)(void*, size_t), size_t count, void* arg) {
-    const auto range = [task, arg](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) task(arg, static_cast<size_t>(i));
-    };
-    if (!executorch::extension::parallel_for(0, static_cast<int64_t>(count), 1, range)) {
-      static_cast<Parallel*>(self)->failed = true;
-    }
-  }
-};
+/// The runtime's threads, as the core asks for them.
+bool run_in_parallel(void*, void (*task)(void*, size_t), size_t count, void* arg) {
+  const auto range = [task, arg](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) task(arg, static_cast<size_t>(i));
+  };
+  return executorch::extension::parallel_for(0, static_cast<int64_t>(count), 1, range);
+}
 
 Status run(KernelRuntimeContext& context, const Span<EValue*>& stack) {
   if (stack.size() < kNumArguments) {
@@ -204,10 +198,10 @@ Status run(KernelRuntimeContext& context, const Span<EValue*>& stack) {
                          num_tokens, size + kAlignment - 1);
   }
   const auto address = (reinterpret_cast<uintptr_t>(*memory) + kAlignment - 1) & ~uintptr_t{kAlignment - 1};
-  Parallel parallel;
-  layer.compute(stack[kX]->toTensor().const_data_ptr<float>(), stack[kOut]->toTensor().mutable_data_ptr<float>(),
-                num_tokens, reinterpret_cast<void*>(address), {Parallel::run, &parallel});
-  return parallel.failed ? Status::error("ExecuTorch's thread pool refused the work") : Status::ok();
+  const bool done = layer.compute(stack[kX]->toTensor().const_data_ptr<float>(),
+                                  stack[kOut]->toTensor().mutable_data_ptr<float>(), num_tokens,
+                                  reinterpret_cast<void*>(address), {run_in_parallel, nullptr});
+  return done ? Status::ok() : Status::error("ExecuTorch's thread pool refused the work");
 }
 
 void ternary_moe(KernelRuntimeContext& context, Span<EValue*> stack) {

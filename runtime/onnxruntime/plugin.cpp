@@ -137,8 +137,8 @@ OrtStatus* create_layer(const Api& api, const NodeName& node, const OrtKernelInf
   config.packing = packing;
   // The hidden size is no attribute; the router's columns say it, and compute() holds x to it.
   const Tensor& router = weights[1];
-  config.hidden_size = router.rank == 2 ? router.shape[1] : 0;
   if (router.rank != 2) return error(api, node, "router has rank %zu, expected 2: [num_experts, hidden_size]", router.rank);
+  config.hidden_size = router.shape[1];
 
   const Status status = TernaryMoE::create(
       config, {router.view(), weights[2].view(), weights[3].view(), weights[4].view(), weights[5].view()}, layer);
@@ -166,16 +166,16 @@ OrtStatus* create_kernel(const CustomOp*, const Api* api, const OrtKernelInfo* i
   return nullptr;
 }
 
-/// The runtime's threads, as the core asks for them. The first failure is kept, since the core cannot return it.
+/// The runtime's threads, as the core asks for them. Keeps the reason of a failure, after which the core asks no more.
 struct Parallel {
   const Api* api = nullptr;
   const OrtKernelContext* context = nullptr;
   OrtStatus* status = nullptr;
 
-  static void run(void* self_pointer, void (*task)(void*, size_t), size_t count, void* arg) {
+  static bool run(void* self_pointer, void (*task)(void*, size_t), size_t count, void* arg) {
     auto* self = static_cast<Parallel*>(self_pointer);
-    if (self->status != nullptr) return;
     self->status = self->api->KernelContext_ParallelFor(self->context, task, count, 0, arg);
+    return self->status == nullptr;
   }
 };
 
@@ -194,6 +194,8 @@ class Scratch {
     RETURN_IF_ERROR(api_.KernelContext_GetAllocator(context, info, &allocator_));
     return api_.AllocatorAlloc(allocator_, size + kAlignment - 1, &memory_);
   }
+
+  bool is_null() const { return memory_ == nullptr; }
 
   void* aligned() const {
     const auto address = reinterpret_cast<uintptr_t>(memory_);
@@ -242,10 +244,13 @@ OrtStatus* compute(void* kernel_pointer, OrtKernelContext* context) {
   }
   Scratch scratch(api);
   RETURN_IF_ERROR(scratch.allocate(context, kernel.cpu_memory, size));
+  if (scratch.is_null()) {  // an allocator that someone shares with the sessions may say so without a status
+    return error(api, kernel.node, "no memory for %zu tokens (%zu bytes)", num_tokens, size + kAlignment - 1);
+  }
   Parallel parallel{&api, context};
-  kernel.layer.compute(static_cast<const float*>(x.data), static_cast<float*>(y), num_tokens, scratch.aligned(),
-                       {Parallel::run, &parallel});
-  return parallel.status;
+  const bool done = kernel.layer.compute(static_cast<const float*>(x.data), static_cast<float*>(y), num_tokens,
+                                         scratch.aligned(), {Parallel::run, &parallel});
+  return done ? nullptr : parallel.status;  // the only other failure is a size that does not fit, refused above
 }
 
 /// What one ONNX Runtime of this process has of ours. Its sessions hold pointers to it and say nothing when they end, so it

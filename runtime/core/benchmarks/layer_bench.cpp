@@ -50,6 +50,7 @@ class SpinningPool {
     if (workers_.empty()) return {};
     return {[](void* self, void (*task)(void*, size_t), size_t count, void* arg) {
               static_cast<SpinningPool*>(self)->run(task, count, arg);
+              return true;
             },
             this};
   }
@@ -173,7 +174,7 @@ Timing measure(const std::vector<std::unique_ptr<Layer>>& layers, size_t tokens,
   for (size_t i = 0; i < kMinRounds || total_ms < kMillisecondsPerPoint; ++i) {
     const Layer& layer = *layers[i % layers.size()];
     const Clock::time_point start = Clock::now();
-    layer.moe.compute(x.data(), y.data(), tokens, scratch.get(), pool.view());
+    if (!layer.moe.compute(x.data(), y.data(), tokens, scratch.get(), pool.view())) std::exit(1);
     times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
     total_ms += times.back();
     if (i < layers.size()) gigabytes += static_cast<double>(experts_used(layer, x)) * kExpertBytes / 1e9;

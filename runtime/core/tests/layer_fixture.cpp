@@ -144,7 +144,7 @@ std::vector<float> compute_in_chunks(const TernaryMoE& layer, const IsaEntry& is
   }
   std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, plan.total_bytes), &std::free);
   std::memset(scratch.get(), 0xa5, plan.total_bytes);
-  LayerRun(layer, *isa.kernels, plan, scratch.get(), threads).run(x.data(), y.data(), tokens);
+  EXPECT_TRUE(LayerRun(layer, *isa.kernels, plan, scratch.get(), threads).run(x.data(), y.data(), tokens));
   return y;
 }
 

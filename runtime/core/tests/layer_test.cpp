@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "layer_fixture.h"
+#include "layer_run.h"
 #include "random_order_pool.h"
 #include "reference.h"
 
@@ -99,7 +100,7 @@ TEST(Layer, NoTokensIsNoWork) {
   size_t bytes = 1;
   EXPECT_TRUE(layer.scratch_size(0, &bytes));
   EXPECT_EQ(bytes, 0u);
-  layer.compute(nullptr, nullptr, 0, nullptr, {});
+  EXPECT_TRUE(layer.compute(nullptr, nullptr, 0, nullptr, {}));
 }
 
 TEST(Layer, TiesGoToTheLowerIndex) {
@@ -215,6 +216,62 @@ TEST(Layer, ThreadsAndOrderChangeNothing) {
   }
 }
 
+/// Fails at one call, after the first half of its tasks.
+struct FailingPool {
+  size_t failing_call;
+  size_t calls = 0;
+
+  static bool run(void* self_pointer, void (*task)(void*, size_t), size_t count, void* arg) {
+    auto* self = static_cast<FailingPool*>(self_pointer);
+    const bool fails = ++self->calls == self->failing_call;
+    for (size_t i = 0; i < (fails ? count / 2 : count); ++i) task(arg, i);
+    return !fails;
+  }
+};
+
+TEST(Layer, NothingFollowsAFailureOfThePool) {
+  Rng rng(17);
+  const size_t tokens = 40, chunks = 2;
+  // Wide enough that each of the four steps of a chunk has several tasks.
+  const LayerTensors tensors({4, 1, 1040, 1040, false}, rng);
+  const TernaryMoE layer = tensors.create();
+  const std::vector<float> x = random_values(tokens * 1040, rng);
+  ScratchLayout plan;
+  ASSERT_TRUE(LayerRun::plan_scratch(layer, tokens / chunks, &plan));
+  const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, plan.total_bytes), &std::free);
+  std::vector<float> y(x.size());
+  for (const IsaEntry& isa : supported_isas()) {
+    for (size_t call = 1; call <= 4 * chunks; ++call) {
+      FailingPool pool{call};
+      const ThreadPool threads{FailingPool::run, &pool};
+      // Numbers of experts, tokens and slots that lie far outside of every buffer.
+      std::memset(scratch.get(), 0xa5, plan.total_bytes);
+      EXPECT_FALSE(LayerRun(layer, *isa.kernels, plan, scratch.get(), threads).run(x.data(), y.data(), tokens));
+      EXPECT_EQ(pool.calls, call) << isa.name;
+    }
+    FailingPool pool{4 * chunks + 1};
+    expect_same_bits(compute_in_chunks(layer, isa, x, tokens / chunks, {FailingPool::run, &pool}),
+                     compute(layer, isa, x), isa.name);
+    EXPECT_EQ(pool.calls, 4 * chunks) << isa.name;
+  }
+}
+
+TEST(Layer, PublicComputeReportsAFailureOfThePool) {
+  Rng rng(18);
+  const LayerTensors tensors({2, 1, 1040, 1040, false}, rng);
+  const TernaryMoE layer = tensors.create();
+  const std::vector<float> x = random_values(40 * 1040, rng);
+  size_t bytes = 0;
+  ASSERT_TRUE(layer.scratch_size(40, &bytes));
+  const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
+  std::vector<float> y(x.size());
+  for (size_t call = 1; call <= 5; ++call) {
+    std::memset(scratch.get(), 0xa5, bytes);
+    FailingPool pool{call};
+    EXPECT_EQ(layer.compute(x.data(), y.data(), 40, scratch.get(), {FailingPool::run, &pool}), call == 5) << call;
+  }
+}
+
 TEST(Layer, OneLayerServesSeveralCallersAtOnce) {
   Rng rng(15);
   const LayerTensors tensors({4, 2, 40, 50, false}, rng);
@@ -239,7 +296,7 @@ TEST(Layer, PublicComputeUsesTheActiveIsa) {
   ASSERT_TRUE(layer.scratch_size(5, &bytes));
   std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
   std::vector<float> y(x.size());
-  layer.compute(x.data(), y.data(), 5, scratch.get(), {});
+  ASSERT_TRUE(layer.compute(x.data(), y.data(), 5, scratch.get(), {}));
   expect_same_bits(y, tensors.expected(x), isa_name());
 }
 

@@ -20,8 +20,9 @@ class RandomOrderPool {
   ThreadPool view() { return {&RandomOrderPool::run, this}; }
 
  private:
-  static void run(void* pool, void (*task)(void*, size_t), size_t count, void* arg) {
+  static bool run(void* pool, void (*task)(void*, size_t), size_t count, void* arg) {
     static_cast<RandomOrderPool*>(pool)->run_all(task, count, arg);
+    return true;
   }
 
   void run_all(void (*task)(void*, size_t), size_t count, void* arg) {

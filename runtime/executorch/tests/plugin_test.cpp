@@ -6,7 +6,24 @@
 
 #include <executorch/runtime/kernel/kernel_runtime_context.h>
 #include <executorch/runtime/kernel/operator_registry.h>
+#include <executorch/runtime/kernel/thread_parallel_interface.h>
 #include <executorch/runtime/platform/runtime.h>
+
+namespace {
+
+/// Of the pool below: the call that fails, counted from 1, and the calls so far.
+size_t failing_parallel_call = 0;
+size_t parallel_calls = 0;
+
+}  // namespace
+
+/// In place of the library's, which fails only for a range that the plugin never passes.
+bool executorch::extension::parallel_for(const int64_t begin, const int64_t end, const int64_t /* grain_size */,
+                                         executorch::runtime::FunctionRef<void(int64_t, int64_t)> run) {
+  if (++parallel_calls == failing_parallel_call) return false;
+  for (int64_t i = end; i-- > begin;) run(i, i + 1);
+  return true;
+}
 
 namespace {
 
@@ -53,12 +70,14 @@ class Kernel : public ::testing::Test {
  protected:
   static void SetUpTestSuite() { executorch::runtime::runtime_init(); }
 
+  void SetUp() override { failing_parallel_call = parallel_calls = 0; }
+
   Error call(size_t num_arguments = 14) {
     std::vector<EValue*> stack;
     for (size_t i = 0; i < num_arguments; ++i) stack.push_back(&arguments_[i]);
     const auto kernel = executorch::runtime::get_op_function_from_registry("mote::ternary_moe.out");
     EXPECT_TRUE(kernel.ok());
-    std::vector<uint8_t> memory(temp_size_);
+    std::vector<uint8_t> memory(temp_size_, 0xa5);
     MemoryAllocator allocator(static_cast<uint32_t>(memory.size()), memory.data());
     KernelRuntimeContext context(nullptr, temp_size_ > 0 ? &allocator : nullptr);
     (*kernel)(context, {stack.data(), stack.size()});
@@ -146,6 +165,22 @@ TEST_F(Kernel, TooLittleTemporaryMemoryIsRefused) {
     temp_size_ = size;
     EXPECT_EQ(call(), Error::InvalidArgument) << size;
   }
+}
+
+TEST_F(Kernel, AFailureOfThePoolIsAnErrorAndNothingFollowsIt) {
+  temp_size_ = 16 << 20;
+  set_tokens({2000, 20});  // enough that tokens, and values of h, are several tasks
+  for (size_t call = 1; call <= 2; ++call) {
+    failing_parallel_call = call;
+    parallel_calls = 0;
+    EXPECT_EQ(this->call(), Error::InvalidArgument);
+    EXPECT_EQ(parallel_calls, call);
+  }
+  failing_parallel_call = 0;
+  parallel_calls = 0;
+  ASSERT_EQ(call(), Error::Ok);
+  EXPECT_EQ(parallel_calls, 2u);
+  for (int i = 0; i < 2000 * 20; ++i) ASSERT_EQ(out_.floats()[i], 0.0f) << i;
 }
 
 TEST_F(Kernel, LongStringsAndForeignVersionsAreRefused) {

@@ -41,9 +41,10 @@ struct TernaryMoEWeights {
 };
 
 /// How the core asks the runtime's thread pool for work: run task(arg, i) for every i in [0, count), in any order,
-/// on any threads, and return when all are done. A null `run` means: serially, on the caller's thread.
+/// on any threads, and return true when all are done. False says that some were not run and that none is running any more.
+/// A null `run` means: serially, on the caller's thread.
 struct ThreadPool {
-  void (*run)(void* pool, void (*task)(void* arg, size_t index), size_t count, void* arg) = nullptr;
+  bool (*run)(void* pool, void (*task)(void* arg, size_t index), size_t count, void* arg) = nullptr;
   void* pool = nullptr;
 };
 
@@ -58,7 +59,8 @@ class TernaryMoE {
   bool scratch_size(size_t num_tokens, size_t* bytes) const;
 
   /// x, y: float32 [num_tokens, hidden_size], not overlapping. scratch: scratch_size() bytes, aligned to 64.
-  void compute(const float* x, float* y, size_t num_tokens, void* scratch, const ThreadPool& threads) const;
+  /// False if the pool failed, which is not asked again then, or if scratch_size() is false; y then holds no result.
+  [[nodiscard]] bool compute(const float* x, float* y, size_t num_tokens, void* scratch, const ThreadPool& threads) const;
 
   int64_t hidden_size() const { return hidden_size_; }
 

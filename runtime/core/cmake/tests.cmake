@@ -1,0 +1,7 @@
+include(GoogleTest)
+
+# Registers every test of an executable with ctest under a prefix. Tests are listed when ctest runs, not when the
+# executable is linked: a sanitizer may need what ctest was started with (setarch -R, see the Makefile) to start at all.
+function(mote_discover_tests target prefix)
+  gtest_discover_tests(${target} TEST_PREFIX ${prefix} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60)
+endfunction()
