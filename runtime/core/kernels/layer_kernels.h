@@ -19,6 +19,10 @@
 #ifdef __FAST_MATH__
 #error "mote's results are defined to the last bit: compile without -ffast-math"
 #endif
+// 16 concerns types narrower than float.
+#if !defined(__FLT_EVAL_METHOD__) || (__FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16)
+#error "mote's results are defined to the last bit: compile for float arithmetic without excess precision (not x87)"
+#endif
 
 namespace mote {
 

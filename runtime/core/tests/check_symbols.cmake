@@ -1,7 +1,8 @@
-# Fails if the object file of an ISA exports anything but its table. A weak symbol there (an inline function, a template
+# Fails if the object file of an ISA exports anything but its table, or if there is no such file. A weak symbol there (an inline function, a template
 # instantiation with external linkage) could replace the same function of portable code at link time, and then crash on
 # a machine without the ISA.
 #   cmake -DNM=nm -DOBJECTS=a.o;b.o -P check_symbols.cmake
+set(num_checked 0)
 foreach(object IN LISTS OBJECTS)
   if(NOT object MATCHES "/kernels/")
     continue()
@@ -15,4 +16,8 @@ foreach(object IN LISTS OBJECTS)
     endif()
   endforeach()
   message(STATUS "${object}: ${symbols}")
+  math(EXPR num_checked "${num_checked} + 1")
 endforeach()
+if(num_checked EQUAL 0)
+  message(FATAL_ERROR "no object file of an ISA among \"${OBJECTS}\": nothing was checked")
+endif()
