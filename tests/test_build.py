@@ -9,10 +9,12 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from mote_runtime import get_library_path
 
@@ -56,8 +58,9 @@ def headers() -> Path:
     """A folder with the official header: from the environment, or from npm, kept outside of the repository."""
     if folder := os.environ.get("ONNXRUNTIME_INCLUDE_DIR"):
         return Path(folder)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mote" / "onnxruntime-headers"
-    if (cache / HEADER).is_file():
+    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mote"
+    cache = caches / f"onnxruntime-headers-{HEADER_PACKAGE.rpartition('@')[2]}"
+    if cache.is_dir():
         return cache
     if shutil.which("npm") is None:
         pytest.skip("npm is missing and ONNXRUNTIME_INCLUDE_DIR is not set: no official header to compare with")
@@ -71,10 +74,18 @@ def headers() -> Path:
             archive = package.extractfile(HEADER_ARCHIVE)
             assert archive is not None
             content = zipfile.ZipFile(io.BytesIO(archive.read()))
-    cache.mkdir(parents=True, exist_ok=True)
-    for name in content.namelist():
-        if name.startswith("headers/") and name.endswith((".h", ".inc")):
-            (cache / Path(name).name).write_bytes(content.read(name))
+    caches.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=caches) as folder:
+        unfinished = Path(folder) / "headers"
+        unfinished.mkdir()
+        for name in content.namelist():
+            if name.startswith("headers/") and name.endswith((".h", ".inc")):
+                (unfinished / Path(name).name).write_bytes(content.read(name))
+        assert (unfinished / HEADER).is_file()
+        try:
+            unfinished.rename(cache)
+        except OSError:  # another run was faster
+            assert cache.is_dir()
     return cache
 
 
@@ -142,17 +153,83 @@ def test_without_executorch_only_the_other_plugin_is_configured(tmp_path: Path) 
     assert "libmote_executorch.so" not in targets
 
 
+def make_venv(folder: Path, pyproject: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`make venv` in a folder of its own."""
+    shutil.copy(ROOT / "Makefile", folder)
+    (folder / "pyproject.toml").write_text(pyproject)
+    command = [tool("make"), "-C", folder, "venv", *(f"{name}={value}" for name, value in variables.items())]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_make_says_that_python_is_too_old(tmp_path: Path) -> None:
+    pretend = 'import sys; sys.version_info = (3, 10, 12); sys.version = "3.10.12 (main)"; exec(sys.argv[1])'
+    old = script(tmp_path / "old-python", f"shift; exec '{sys.executable}' -c '{pretend}' \"$1\"")
+    result = make_venv(tmp_path, "", PYTHON=str(old))
+    assert result.returncode != 0
+    assert re.search(r"^mote needs Python 3\.11 or newer, and \S+ is 3\.10\.12: .*make PYTHON=", result.stderr, re.M)
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_make_stops_when_the_build_requirements_cannot_be_read(tmp_path: Path) -> None:
+    script(tmp_path / ".venv" / "bin" / "python", f"exec '{sys.executable}' \"$@\"")
+    result = make_venv(tmp_path, "[")
+    assert result.returncode != 0
+    assert "TOMLDecodeError" in result.stderr
+    assert "pip install" not in result.stdout
+    assert not (tmp_path / ".venv" / ".stamp").exists()
+
+
+def test_executorch_is_only_asked_for_where_it_has_wheels() -> None:
+    """Elsewhere `pip install .` would fail instead of building the plugin for ONNX Runtime."""
+    build_system = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]
+    executorch = next(r for r in map(Requirement, build_system["requires"]) if r.name == "executorch")
+    assert executorch.marker is not None
+    for system, machine, version, has_wheel in [
+        ("linux", "x86_64", "3.11", True),
+        ("linux", "aarch64", "3.14", True),
+        ("linux", "x86_64", "3.15", False),
+        ("linux", "riscv64", "3.12", False),
+        ("linux", "armv7l", "3.12", False),
+        ("darwin", "x86_64", "3.12", False),
+    ]:
+        environment = {"sys_platform": system, "platform_machine": machine, "python_version": version}
+        assert executorch.marker.evaluate(environment) is has_wheel, environment
+
+
+def test_the_source_archive_holds_what_the_build_and_its_tests_need(tmp_path: Path) -> None:
+    code = "import sys; from scikit_build_core.build import build_sdist; print(build_sdist(sys.argv[1]))"
+    result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    with tarfile.open(tmp_path / result.stdout.split()[-1]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"CMakeLists.txt", "runtime/core/benchmarks/CMakeLists.txt", "runtime/core/tests/CMakeLists.txt"} <= names
+    assert not {name for name in names if name.startswith(("examples/", "benchmarks/", ".ci/"))}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
+    # Not in the source tree's build folder, which an editable install or another run may be using.
+    build = tmp_path_factory.mktemp("build")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     result = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", folder, ROOT],
+        [
+            *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"),
+            *(f"--config-settings=build-dir={build}", "-w", folder, ROOT),
+        ],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
+    assert (build / "build.ninja").is_file()
     return next(folder.glob("*.whl"))
 
 
