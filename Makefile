@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
 CPP_SOURCES := $(shell find CMakeLists.txt runtime -name '*.cpp' -o -name '*.h' -o -name '*.map' -o -name '*.cmake' -o -name CMakeLists.txt)
+CHECK_PYTHON := import sys; \
+  sys.version_info >= (3, 11) or sys.exit("mote needs Python 3.11 or newer, and %s is %s: delete $(VENV) if it is there, and run \
+  make PYTHON=<a newer one>" % (sys.executable, sys.version.split()[0]))
 PRINT_BUILD_REQUIREMENTS := import tomllib; \
   print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 SANITIZERS := plain asan tsan
@@ -16,25 +19,34 @@ SANITIZE_tsan := thread
 PLUGINS_plain := ON
 PLUGINS_asan := ON
 PLUGINS_tsan := OFF
+# Sanitizers of older compilers end at once, now and then, where the kernel spreads addresses more widely than they know
+# (vm.mmap_rnd_bits=32 in Ubuntu 24.04). Containers may forbid the cure.
+NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+RUN_plain :=
+RUN_asan := $(NO_ASLR)
+RUN_tsan := $(NO_ASLR)
 
 .DEFAULT_GOAL := help
+# Installing, building and testing share the two folders; each step uses all cores by itself.
+.NOTPARALLEL:
 .PHONY: help venv build test test-cpp test-python demo demo-model bench lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(firstword $(MAKEFILE_LIST)) | awk -F: '{printf "make %-12s%s\n", $$1, $$2}'
 
-venv: $(VENV)/.stamp  ## the private environment, with everything that export, training and tests need (5 GB)
+venv: $(VENV)/.stamp  ## the private environment, with what the plugins and the C++ tests need
 
 $(VENV)/.stamp: pyproject.toml
+	@python=$(BIN)/python; test -x $$python || python=$(PYTHON); $$python -c '$(CHECK_PYTHON)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c '$(PRINT_BUILD_REQUIREMENTS)' | $(BIN)/python -m pip install --quiet -r /dev/stdin
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[tests]'
+	@$(BIN)/python -c '$(PRINT_BUILD_REQUIREMENTS)' >$(VENV)/build-requirements.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/build-requirements.txt
 	@touch $@
 
-build: build/.stamp  ## the plugins, in an editable install
+build: build/.stamp  ## the plugins, in an editable install with everything that export, training and tests need (6 GB)
 
 build/.stamp: $(VENV)/.stamp $(CPP_SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[tests]'
 	@touch $@
 
 test: build test-cpp test-python  ## C++ tests (also with sanitizers), then pytest
@@ -45,7 +57,7 @@ test-cpp-%: $(VENV)/.stamp
 	cmake -S . -B build/test-$* -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMOTE_BUILD_TESTS=ON -DMOTE_BUILD_PLUGINS=$(PLUGINS_$*) \
 	  -DMOTE_SANITIZE=$(SANITIZE_$*) >build/test-$*.log 2>&1 || { cat build/test-$*.log; exit 1; }
 	cmake --build build/test-$*
-	ctest --test-dir build/test-$* --output-on-failure
+	$(RUN_$*) ctest --test-dir build/test-$* --output-on-failure
 
 test-python: build
 	$(BIN)/python -m pytest
@@ -59,7 +71,7 @@ demo-model: build  ## train the demo checkpoint anew
 bench: build  ## the operator beside the runtimes' own
 	$(BIN)/python benchmarks/moe_node.py
 
-lint: $(VENV)/.stamp  ## ruff and mypy
+lint: build  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
