@@ -223,6 +223,17 @@ def test_registering_twice_is_once(tmp_path: Path) -> None:
     assert_same_bits(session(onnx_model(layer, ("n", 40)), alone).run(None, {"x": x})[0], reference(layer, x))
 
 
+def test_options_of_a_session_do_not_carry_the_operator() -> None:
+    """Known, and in the table of docs/plugins.md: their copy remembers the registration and forgets the domain."""
+    model = onnx_model(random_layer(4, 40, 24, 2), ("n", 40))
+    copied = session(model).get_session_options()
+    copied.log_severity_level = 4
+    copied.register_custom_ops_library(str(get_library_path("onnxruntime")))
+    with pytest.raises(Exception, match=r"TernaryMoE.* is not a registered function/op"):
+        session(model, copied)
+    session(model, options())
+
+
 def test_two_nodes_in_a_graph() -> None:
     layers = [random_layer(4, 40, 24, 2), random_layer(2, 40, 64, 1, seed=5)]
     nodes, initializers = [], []
