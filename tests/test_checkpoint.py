@@ -146,7 +146,7 @@ ROUTER = "model.language_model.layers.0.mlp.router.weight"
     ("tensor", "message"),
     [
         (torch.zeros(4, 65), r"shape \[4, 65\], the configuration wants \[4, 64\]"),
-        (torch.zeros(4, 64, dtype=torch.int32), "torch.int32, expected float32"),
+        (torch.zeros(4, 64, dtype=torch.int32), "torch.int32, expected a dense float32"),
         (torch.full((4, 64), float("nan")), "NaN or infinity"),
         (torch.full((4, 64), float("inf")), "NaN or infinity"),
     ],
@@ -174,6 +174,7 @@ def test_missing_and_unexpected_tensors(content: dict[str, Any], tmp_path: Path)
         ("vision_config", "patch_size", 0, "expected a positive integer"),
         ("moe", "top_k", 9, "top_k is 9"),
         ("moe", "num_experts", 5, "the configuration wants"),
+        ("text_config", "tie_word_embeddings", False, r"lacks tensor lm_head\.weight"),
     ],
 )
 def test_hostile_configuration(
@@ -196,3 +197,37 @@ def test_damaged_folder(checkpoint: Checkpoint, tmp_path: Path) -> None:
     refuse(tmp_path, "missing or damaged")
     (tmp_path / "config.json").write_text("{")
     refuse(tmp_path, "cannot be read as JSON")
+
+
+def test_an_output_layer_beside_a_tied_embedding_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    content["state_dict"]["lm_head.weight"] = torch.zeros(262, 64)
+    refuse(damage(content, tmp_path), "which one is meant")
+
+
+def test_untied_output_layer_round_trip(content: dict[str, Any], tmp_path: Path) -> None:
+    content["config"]["text_config"]["tie_word_embeddings"] = False
+    content["state_dict"]["lm_head.weight"] = torch.randn(262, 64)
+    model = load_checkpoint(damage(content, tmp_path)).model
+    assert torch.equal(model.lm_head.weight, content["state_dict"]["lm_head.weight"])
+    assert model.lm_head.weight is not model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("layer", [99, -99, [1, 2], "last"])
+def test_feature_layer_out_of_range(content: dict[str, Any], tmp_path: Path, layer: object) -> None:
+    content["config"]["vision_feature_layer"] = layer
+    refuse(damage(content, tmp_path), "vision_feature_layer is")
+
+
+def test_attention_kernels_named_by_a_checkpoint_are_not_fetched(content: dict[str, Any], tmp_path: Path) -> None:
+    """transformers would take these for kernels on a hub, which are code."""
+    content["config"]["attn_implementation"] = "somebody/kernel"
+    content["config"]["text_config"]["_attn_implementation"] = "somebody/kernel"
+    model = load_checkpoint(damage(content, tmp_path)).model
+    assert model.config._attn_implementation == "sdpa"
+    assert model.config.text_config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "auto_map"])
+def test_configuration_that_mote_does_not_follow(content: dict[str, Any], tmp_path: Path, key: str) -> None:
+    content["config"][key] = {}
+    refuse(damage(content, tmp_path), f"config.{key}")

@@ -1,5 +1,6 @@
 """mote-export on bad input: one clear sentence, the right exit code, no output and no change."""
 
+import json
 import os
 import resource
 import shutil
@@ -76,6 +77,22 @@ def no_image_pad(good: Path, path: Path) -> None:
     edited(good, path, edit)
 
 
+def edited_processor(good: Path, path: Path, **changes: object) -> None:
+    def edit(content: dict) -> None:
+        name = "preprocessor_config.json"
+        content["files"][name] = json.dumps({**json.loads(content["files"][name]), **changes})
+
+    edited(good, path, edit)
+
+
+def no_normalization(good: Path, path: Path) -> None:
+    edited_processor(good, path, do_normalize=False)
+
+
+def zero_std(good: Path, path: Path) -> None:
+    edited_processor(good, path, image_std=[0, 0, 0])
+
+
 BAD_CHECKPOINTS = {
     missing: "does not exist",
     not_a_checkpoint: "is not a checkpoint that mote reads",
@@ -85,6 +102,8 @@ BAD_CHECKPOINTS = {
     nan_weights: "contains NaN or infinity",
     no_mote_layer: "has no MoTE layer",
     no_image_pad: "has no token <|image_pad|>",
+    no_normalization: "switches do_normalize off",
+    zero_std: "the latter two positive",
 }
 
 
@@ -129,7 +148,15 @@ def test_output_not_empty(good: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--target", "tflite"], ["--opset", "9"], ["--context-length", "0"], ["--context-length", "x"], ["--nonsense"]],
+    [
+        ["--target", "tflite"],
+        ["--opset", "9"],
+        ["--context-length", "0"],
+        ["--context-length", "x"],
+        ["--atol", "nan"],
+        ["--no-verify", "--sample", "a.png", "b"],
+        ["--nonsense"],
+    ],
 )
 def test_usage_errors(good: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -140,7 +167,9 @@ def test_usage_errors(good: Path, arguments: list[str], capsys: pytest.CaptureFi
 
 def test_context_longer_than_the_model(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(good), "-o", str(tmp_path / "out"), "--context-length", "4096"]) == 1
-    assert_one_sentence(capsys.readouterr(), "the context length is 4096, expected 2 to 128")
+    assert_one_sentence(
+        capsys.readouterr(), "the context length is 4096, expected 48 (a picture and a short question) to 128"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -224,3 +253,24 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
             main([option])
         assert caught.value.code == 0
         assert expected in capsys.readouterr().out
+
+
+def test_a_report_that_cannot_be_printed_does_not_undo_the_export(good: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [COMMAND, good, "-o", output, "--target", "onnx", "--no-verify"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert run.returncode == 1
+    assert_one_sentence(("", run.stderr), "complete, but the report cannot be printed")
+    assert (output / "mote.json").is_file()
+
+
+def test_output_through_a_link(good: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert main([str(good), "-o", str(tmp_path / "link"), "--target", "onnx", "--no-verify"]) == 0
+    assert (tmp_path / "real" / "mote.json").is_file()
+    assert (tmp_path / "link").is_symlink()

@@ -114,7 +114,8 @@ def main() -> int:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     export, sheet = arguments.output / "export", arguments.output / "answers.png"
-    shutil.rmtree(export, ignore_errors=True)
+    if (export / "onnx" / "mote.json").exists():  # of an earlier run
+        shutil.rmtree(export)
     asked = example_questions()
     sample = ["--sample", str(asked[0].picture), asked[0].question]
     if code := mote_export([str(arguments.model), "-o", str(export), *sample]):

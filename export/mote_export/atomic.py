@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -30,19 +30,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     `path` may exist as an empty folder.
     """
-    path = path.absolute()
+    path = path.resolve()  # a link is followed: the folder that it names is replaced, not the link
     created = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield temporary
+        umask = _umask()
         for file in [temporary, *temporary.rglob("*")]:
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
         temporary.replace(path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
         for parent in created:
-            parent.rmdir()
+            with suppress(OSError):  # not made, or somebody else uses it by now
+                parent.rmdir()
         raise
 
 

@@ -12,11 +12,15 @@ from transformers import PreTrainedModel
 from mote_runtime.errors import MoteError
 
 Attend = Callable[[nn.Module, Tensor], Tensor]
+# Decoders whose forward is `run_layers` and nothing else: no scaling of embeddings or residuals, no soft-capping.
+MODEL_TYPES = ("qwen2", "llama", "mistral")
 LAYER_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 
 
 def check_decoder(decoder: PreTrainedModel) -> None:
-    """Raises MoteError unless `decoder` is a plain pre-norm decoder (Qwen2, Llama, Mistral)."""
+    """Raises MoteError unless `decoder` is one that `run_layers` computes."""
+    if decoder.config.model_type not in MODEL_TYPES:
+        raise MoteError(f"the decoder is of type {decoder.config.model_type!r}, expected {', '.join(MODEL_TYPES)}.")
     for index, layer in enumerate(decoder.layers):
         parts = [name for name, _ in layer.named_children()]
         if sorted(parts) != sorted(LAYER_PARTS):

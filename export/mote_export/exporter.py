@@ -1,6 +1,5 @@
 """The whole of an export in one function: load, rewrite, export, lower, verify, describe, and only then put in place."""
 
-import copy
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -12,13 +11,13 @@ from tqdm import tqdm
 from mote_export.atomic import atomic_folder
 from mote_export.checkpoint import Checkpoint, load_checkpoint
 from mote_export.checkpoint.base import TOKENIZER_FILES
-from mote_export.manifest import Source, image_spec, write_manifest
+from mote_export.manifest import Source, check_manifest, num_image_tokens, write_manifest
 from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes
 from mote_export.report import ExpertMemory, expert_memory
 from mote_export.targets import TARGETS, ExportSettings, Target
-from mote_export.tokens import special_tokens
 from mote_export.verify import Sample, Verification, default_samples, verify_folder
 from mote_runtime.errors import MoteError
+from mote_runtime.library import get_library_path
 from mote_runtime.manifest import MANIFEST_NAME
 
 logger = logging.getLogger(__name__)
@@ -26,6 +25,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_OPSET = 21
 DEFAULT_ATOL = 1e-2
 DEFAULT_CONTEXT = 4096
+ROOM_FOR_TEXT = 32  # tokens of the prompt's frame, a short question and a short answer
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,10 @@ def export(
     check_requirements(chosen)
     checkpoint = load_checkpoint(source)
     settings = ExportSettings(choose_context(checkpoint, context_length), opset)
-    special_tokens(checkpoint)  # refuse an unusable tokenizer or image processor before the long work
-    image_spec(checkpoint)
+    check_manifest(
+        checkpoint, settings.context_length
+    )  # refuse an unusable tokenizer or image processor before the long work
+    apply_passes(checkpoint.model.get_decoder(), (PACK_TERNARY_EXPERTS,))
     job = _Job(checkpoint, settings, Source.of(source), atol, (*default_samples(), *samples) if verify else ())
     steps = tqdm(total=len(chosen) * (1 + verify), desc="mote-export", unit="step", disable=None)
     with steps, atomic_folder(output) as temporary:
@@ -81,16 +83,14 @@ def export(
 
 
 class _Job:
-    """One checkpoint on its way to its targets; the packed reference is made once."""
+    """One checkpoint with packed experts on its way to its targets; it is also the reference for verification."""
 
     def __init__(
         self, checkpoint: Checkpoint, settings: ExportSettings, source: Source, atol: float, samples: Sequence[Sample]
     ) -> None:
         self.checkpoint, self.settings, self.source = checkpoint, settings, source
         self.atol, self.samples = atol, samples
-        self.reference = copy.deepcopy(checkpoint.model)
-        apply_passes(self.reference.get_decoder(), (PACK_TERNARY_EXPERTS,))
-        self.memory = expert_memory(self.reference)
+        self.memory = expert_memory(checkpoint.model)
 
     def run(self, target: Target, folder: Path, steps: "tqdm[None]") -> ExportResult:
         folder.mkdir(exist_ok=True)
@@ -103,7 +103,7 @@ class _Job:
         verification = None
         if self.samples:
             steps.set_postfix_str(f"{target.name}: verify")
-            verification = verify_folder(folder, self.reference, self.samples, self.atol)
+            verification = verify_folder(folder, self.checkpoint.model, self.samples, self.atol)
             self._describe(target, folder, verification)
             steps.update()
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != MANIFEST_NAME}
@@ -123,18 +123,23 @@ class _Job:
 
 
 def check_output(output: Path) -> None:
+    """Raises MoteError unless `output` can be put in place by a rename."""
+    if output.is_mount():
+        raise MoteError(f"{output} is a mount point, which cannot be replaced: choose a folder inside of it.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         found = "is not empty" if output.is_dir() else "is a file"
         raise MoteError(f"{output} {found}: choose another folder with -o, or remove it first.")
 
 
 def check_requirements(targets: Sequence[Target]) -> None:
+    """Raises MoteError where a package or a plugin that a target needs is not installed."""
     for target in targets:
         missing = [name for name in target.requires if not _importable(name)]
         if missing:
             raise MoteError(
                 f"target {target.name} needs {', '.join(missing)}, which is not installed: pip install 'mote[{target.extra}]'."
             )
+        get_library_path(target.runtime)
 
 
 def _importable(name: str) -> bool:
@@ -145,11 +150,13 @@ def _importable(name: str) -> bool:
 
 
 def choose_context(checkpoint: Checkpoint, requested: int | None) -> int:
+    """The KV cache must hold a picture and a few words, and no more than the model's max_position_embeddings."""
+    least = num_image_tokens(checkpoint) + ROOM_FOR_TEXT
     limit = checkpoint.model.config.text_config.max_position_embeddings
-    if requested is None:
-        return min(limit, DEFAULT_CONTEXT)
-    if not 2 <= requested <= limit:
+    chosen = min(limit, DEFAULT_CONTEXT) if requested is None else requested
+    if not least <= chosen <= limit:
         raise MoteError(
-            f"the context length is {requested}, expected 2 to {limit} (the model's max_position_embeddings)."
+            f"the context length is {chosen}, expected {least} (a picture and a short question) to {limit} (the model's "
+            f"max_position_embeddings)."
         )
-    return requested
+    return chosen

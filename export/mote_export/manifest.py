@@ -1,7 +1,7 @@
 """Writes `mote.json` in the terms that the runtime reads it in (docs/export-format.md)."""
 
-import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +10,7 @@ from typing import Any
 
 from mote_export.checkpoint import Checkpoint
 from mote_export.packing import LAYOUT_VERSION
+from mote_export.passes.attention import attention_head_dim
 from mote_export.tokens import IMAGE, USER_PREFIX, USER_SUFFIX, special_tokens
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import (
@@ -18,14 +19,17 @@ from mote_runtime.manifest import (
     MANIFEST_NAME,
     PACKING,
     ImageSpec,
+    Manifest,
     ModelSpec,
     MoeSpec,
     PromptSpec,
+    sha256,
 )
 
 VERSIONED_PACKAGES = ("mote", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "executorch")
+CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
+RUNTIMES = ("onnxruntime", "executorch")
 BICUBIC = 3  # PIL's number in preprocessor_config.json
-HASH_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def model_spec(checkpoint: Checkpoint, context_length: int) -> ModelSpec:
         num_hidden_layers=text.num_hidden_layers,
         num_attention_heads=text.num_attention_heads,
         num_key_value_heads=text.num_key_value_heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        head_dim=attention_head_dim(text),
         context_length=context_length,
         eos_token_ids=tokens.eos_token_ids,
         bos_token_id=tokens.bos_token_id,
@@ -65,11 +69,19 @@ def model_spec(checkpoint: Checkpoint, context_length: int) -> ModelSpec:
 
 
 def num_image_tokens(checkpoint: Checkpoint) -> int:
-    """Features per image: patches, and the class token where the tower has one and the model keeps it."""
+    """Features per image: the patches and CLIP's class token, less the first feature that strategy "default" drops.
+
+    Raises:
+        MoteError: a vision tower whose features cannot be counted from its configuration.
+    """
     config = checkpoint.model.config
+    if config.vision_config.model_type not in CLASS_TOKENS:
+        raise MoteError(
+            f"the vision tower is of type {config.vision_config.model_type!r}, expected {' or '.join(CLASS_TOKENS)}."
+        )
     patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-    has_class_token = not config.vision_config.model_type.startswith("siglip")
-    return int(patches + (has_class_token and config.vision_feature_select_strategy == "full"))
+    dropped = config.vision_feature_select_strategy == "default"
+    return int(patches + CLASS_TOKENS[config.vision_config.model_type] - dropped)
 
 
 def moe_spec(checkpoint: Checkpoint) -> MoeSpec:
@@ -105,10 +117,16 @@ def image_spec(checkpoint: Checkpoint) -> ImageSpec:
             raise MoteError(
                 f"{name} asks for cropping, padding or a filter other than bicubic, which mote does not do."
             )
+        for step in ("do_resize", "do_rescale", "do_normalize"):
+            if values.get(step) is False:
+                raise MoteError(f"{name} switches {step} off, but mote always resizes, rescales and normalizes.")
         mean, std = (tuple(float(value) for value in values[key]) for key in ("image_mean", "image_std"))
         if len(mean) != 3 or len(std) != 3:
             raise ValueError("image_mean and image_std have three values each")
-        return ImageSpec(side, side, "bicubic", float(values["rescale_factor"]), mean, std)
+        factor = float(values["rescale_factor"])
+        if not all(map(math.isfinite, (*mean, *std, factor))) or min(*std, factor) <= 0:
+            raise ValueError("image_mean, image_std and rescale_factor are finite, the latter two positive")
+        return ImageSpec(side, side, "bicubic", factor, mean, std)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MoteError(f"{name} cannot be used: {error!r}.") from error
 
@@ -126,13 +144,7 @@ def write_manifest(
     """Describes every other file that lies in `folder` now."""
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
     document = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "target": runtime,
-        "model": asdict(model_spec(checkpoint, context_length)),
-        "moe": asdict(moe_spec(checkpoint)),
-        "image": asdict(image_spec(checkpoint)),
-        "prompt": asdict(PromptSpec(USER_PREFIX, IMAGE, USER_SUFFIX)),
+        **_description(checkpoint, context_length, runtime),
         "plugin": {"library": plugin_library} if plugin_library else None,
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
         "memory": dict(memory),
@@ -143,12 +155,23 @@ def write_manifest(
     (folder / MANIFEST_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+def check_manifest(checkpoint: Checkpoint, context_length: int) -> None:
+    """Raises MoteError where the runtime would refuse what an export of `checkpoint` says of itself."""
+    document = _description(checkpoint, context_length, RUNTIMES[0])
+    Manifest.parse(Path(checkpoint.name), document, files_are_known=False)
+
+
+def _description(checkpoint: Checkpoint, context_length: int, runtime: str) -> dict[str, Any]:
+    """What is known before anything is written."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "target": runtime,
+        "model": asdict(model_spec(checkpoint, context_length)),
+        "moe": asdict(moe_spec(checkpoint)),
+        "image": asdict(image_spec(checkpoint)),
+        "prompt": asdict(PromptSpec(USER_PREFIX, IMAGE, USER_SUFFIX)),
+    }
 
 
 def _version(package: str) -> str | None:

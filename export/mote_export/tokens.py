@@ -45,9 +45,10 @@ def special_tokens(checkpoint: Checkpoint) -> SpecialTokens:
         raise MoteError(
             f"config.image_token_id is {config.image_token_id}, but <|image_pad|> is token {image} of the tokenizer."
         )
-    if tokenizer.get_vocab_size() > config.text_config.vocab_size:
+    greatest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    if greatest >= config.text_config.vocab_size:
         raise MoteError(
-            f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model's vocabulary only {config.text_config.vocab_size}."
+            f"the tokenizer has a token {greatest}, the model's vocabulary only {config.text_config.vocab_size}."
         )
     return SpecialTokens(
         bos_token_id=find("<|im_start|>"),

@@ -21,6 +21,10 @@ SIZES = {
     "text_config": (*COMMON_SIZES, "vocab_size", "max_position_embeddings"),
     "vision_config": (*COMMON_SIZES, "image_size", "patch_size", "num_channels"),
 }
+LM_HEAD = "lm_head.weight"
+REFUSED_KEYS = ("quantization_config", "auto_map")
+# Names of attention kernels, which transformers would fetch from a hub and run. mote chooses its own.
+IGNORED_PREFIXES = ("attn_implementation", "_attn_implementation")
 MAX_LAYERS = 1024  # building a model costs time per layer even on the meta device
 
 
@@ -57,7 +61,7 @@ def build_model(source: Path, config: Mapping[str, Any], state: Mapping[str, Ten
     parsed = _parse_config(source, config)
     _check_state(source, parsed, state)
     model = MoteForConditionalGeneration.from_pretrained(
-        None, config=parsed, state_dict=dict(state), dtype=torch.float32
+        None, config=parsed, state_dict=dict(state), dtype=torch.float32, attn_implementation="sdpa"
     )
     return model.eval()
 
@@ -69,17 +73,36 @@ def _parse_config(source: Path, config: Mapping[str, Any]) -> MoteConfig:
         )
     if config.get("moe") is None:
         raise CheckpointError(f"{source} has no MoTE layer (its config has no 'moe'): up-cycle the model first.")
-    if "quantization_config" in config:
-        raise CheckpointError(
-            f"{source} is quantized already (config.quantization_config): export the original checkpoint."
-        )
+    for key in REFUSED_KEYS:
+        if key in config:
+            raise CheckpointError(
+                f"{source} has config.{key}, which mote does not follow: export the original checkpoint."
+            )
     try:
         for section, names in SIZES.items():
             _check_sizes(section, config[section], names)
-        parsed = MoteConfig(**{key: value for key, value in config.items() if key != "model_type"})
+        parsed = MoteConfig(**{key: value for key, value in _without_ignored(config).items() if key != "model_type"})
+        _check_feature_layer(parsed)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{source} has a configuration that cannot be used: {error}.") from error
     return parsed
+
+
+def _without_ignored(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without the ignored keys, at any depth."""
+    return {
+        key: _without_ignored(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if not str(key).startswith(IGNORED_PREFIXES)
+    }
+
+
+def _check_feature_layer(config: MoteConfig) -> None:
+    """hidden_states of a tower of n layers has n + 1 entries."""
+    entries = config.vision_config.num_hidden_layers + 1
+    layer = config.vision_feature_layer
+    if type(layer) is not int or not -entries <= layer < entries:
+        raise ValueError(f"vision_feature_layer is {layer!r}, expected an integer from {-entries} to {entries - 1}")
 
 
 def _check_sizes(section: str, values: Any, names: tuple[str, ...]) -> None:
@@ -100,8 +123,13 @@ def _check_state(source: Path, config: MoteConfig, state: Mapping[str, Tensor]) 
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{source} has a configuration that no model can be built from: {error}.") from error
     expected = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
-    tied = {"lm_head.weight"} if config.tie_word_embeddings or config.text_config.tie_word_embeddings else set()
-    missing = sorted(expected.keys() - state.keys() - tied)
+    # As transformers decides it; the flag of the outer configuration has no effect.
+    is_tied = config.get_text_config(decoder=True).tie_word_embeddings
+    if is_tied and LM_HEAD in state:
+        raise CheckpointError(
+            f"{source} has {LM_HEAD}, but its configuration ties it to the embedding: which one is meant?"
+        )
+    missing = sorted(expected.keys() - state.keys() - ({LM_HEAD} if is_tied else set()))
     unexpected = sorted(state.keys() - expected.keys())
     if missing or unexpected:
         kind, names = ("lacks", missing) if missing else ("has an unexpected", unexpected)
@@ -113,8 +141,8 @@ def _check_state(source: Path, config: MoteConfig, state: Mapping[str, Tensor]) 
             raise CheckpointError(
                 f"{source}: {name} has shape {list(tensor.shape)}, the configuration wants {list(expected[name])}."
             )
-        if tensor.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(f"{source}: {name} is {tensor.dtype}, expected float32, float16 or bfloat16.")
+        if tensor.layout != torch.strided or tensor.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(f"{source}: {name} is {tensor.dtype}, expected a dense float32, float16 or bfloat16.")
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
                 f"{source}: {name} contains NaN or infinity: the checkpoint is damaged or its training diverged."

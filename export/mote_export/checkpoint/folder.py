@@ -44,7 +44,10 @@ def load_folder(path: Path) -> Checkpoint:
             raise CheckpointError(
                 f"{shard} cannot be read as safetensors, it is missing or damaged: {error}."
             ) from error
-    files = {name: (path / name).read_text(encoding="utf-8") for name in COMPANION_FILES if (path / name).is_file()}
+    try:
+        files = {name: (path / name).read_text(encoding="utf-8") for name in COMPANION_FILES if (path / name).is_file()}
+    except (OSError, UnicodeError) as error:
+        raise CheckpointError(f"a text file of {path} cannot be read: {error}.") from error
     checked = check_files(path, files)
     return Checkpoint(name=path.resolve().name, model=build_model(path, config, state), files=checked)
 
@@ -64,7 +67,7 @@ def _shards(path: Path) -> list[Path]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object.")

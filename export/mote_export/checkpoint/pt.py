@@ -62,7 +62,7 @@ def _load_content(path: Path) -> dict[Any, Any]:
             f"{path} contains Python objects other than tensors and plain data, perhaps code, and was not loaded: "
             f"expected a file of save_model_pt."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # what the unpickler raises on damaged bytes is not documented
         raise CheckpointError(
             f"{path} is truncated or damaged: it cannot be read as a torch file ({_first_line(error)})."
         ) from error

@@ -1,8 +1,10 @@
 """`mote-export MODEL`: a trained checkpoint goes in, a folder that a phone's runtime opens comes out."""
 
 import argparse
+import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -27,13 +29,16 @@ examples:
   mote-export model.pt --target onnx -o phone     ONNX Runtime only, into ./phone
   mote-export model.pt --sample cat.png "What is this?"   verify on your own picture, too
 
-exit codes: 0 exported and verified, 1 failed (nothing was written), 2 wrong usage, 130 interrupted
+exit codes: 0 exported and verified (unless --no-verify), 1 failed (nothing was written), 2 wrong usage, 130 interrupted
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.no_verify and arguments.sample:
+        parser.error("--sample is for verification, which --no-verify switches off")
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO if arguments.verbose else logging.ERROR, format="%(message)s"
     )
@@ -41,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.verbose:
         _silence_libraries()
     try:
-        return _run(arguments)
+        results = _export(arguments)
     except KeyboardInterrupt:
         print("mote-export: interrupted, nothing was written.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -50,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mote-export: {_sentence(error)}", file=sys.stderr)
         return EXIT_FAILURE
+    return _report(results, as_json=arguments.json)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace) -> "list[ExportResult]":
     from mote_runtime.errors import MoteError
 
     try:
@@ -63,10 +69,9 @@ def _run(arguments: argparse.Namespace) -> int:
             f"mote-export needs {error.name}, which is not installed: pip install 'mote[export]'."
         ) from error
     targets = TARGET_NAMES if arguments.target == "all" else (arguments.target,)
-    output = arguments.output or Path(f"{arguments.model.stem}-export")
-    results = export(
+    return export(
         arguments.model,
-        output,
+        arguments.output or default_output(arguments.model),
         targets,
         context_length=arguments.context_length,
         opset=arguments.opset,
@@ -74,10 +79,28 @@ def _run(arguments: argparse.Namespace) -> int:
         verify=not arguments.no_verify,
         samples=[Sample(prompt, Path(image)) for image, prompt in arguments.sample],
     )
-    if arguments.json:
-        print(json.dumps([{**asdict(result), "folder": str(result.folder)} for result in results], indent=2))
-    else:
-        _print_report(results)
+
+
+def default_output(model: Path) -> Path:
+    """NAME-export in the current folder, for NAME.pt or a folder NAME."""
+    resolved = model.resolve()
+    return Path(f"{resolved.name if resolved.is_dir() else resolved.stem}-export")
+
+
+def _report(results: "Sequence[ExportResult]", *, as_json: bool) -> int:
+    """The export is in place by now; what goes wrong here is only about the report."""
+    try:
+        if as_json:
+            print(json.dumps([{**asdict(result), "folder": str(result.folder)} for result in results], indent=2))
+        else:
+            _print_report(results)
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # or the interpreter tries once more at exit
+        folders = ", ".join(str(result.folder) for result in results)
+        print(f"mote-export: {folders} complete, but the report cannot be printed: {error.strerror}.", file=sys.stderr)
+        return EXIT_FAILURE
     return EXIT_OK
 
 
@@ -113,7 +136,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     check = parser.add_argument_group("verification")
     check.add_argument(
-        "--atol", type=float, default=1e-2, help="greatest difference of a logit from torch's (default: %(default)s)"
+        "--atol",
+        type=_tolerance,
+        default=1e-2,
+        help="greatest difference of a logit from torch's (default: %(default)s)",
     )
     check.add_argument(
         "--sample",
@@ -131,9 +157,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return value
 
 
@@ -153,7 +188,7 @@ def _sentence(error: Exception) -> str:
     from mote_runtime.errors import MoteError
 
     if isinstance(error, MoteError):
-        return str(error)
+        return f"{str(error).rstrip('.')}; nothing was written."
     if isinstance(error, OSError):
         return f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}; nothing was written."
     if isinstance(error, MemoryError):
@@ -194,7 +229,8 @@ def _print_report(results: "Sequence[ExportResult]") -> None:
             console.print("    not verified (--no-verify)", highlight=False)
         else:
             console.print(
-                f"    verified against torch: {check.greedy_tokens_compared} greedy tokens of {check.samples} samples agree, "
+                f"    verified against torch: {check.greedy_tokens_compared - check.greedy_ties} of "
+                f"{check.greedy_tokens_compared} greedy tokens of {check.samples} samples agree, {check.greedy_ties} ties; "
                 f"largest logit difference {check.max_abs_logit_difference:.2g} (tolerance {check.atol:g}, logits up to "
                 f"{check.max_abs_logit:.3g})",
                 highlight=False,

@@ -21,21 +21,28 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     return isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
 
 
+def _layer_index(name: str) -> int:
+    """The number in a module's path, `layers.3.mlp`; -1 where there is none."""
+    numbers = [part for part in name.split(".") if part.isdecimal()]
+    return int(numbers[0]) if numbers else -1
+
+
 def replace_mlps(decoder: nn.Module, settings: MoeSettings) -> list[MoteLayer]:
     """Replaces, in place, the gated MLPs of the layers that `settings.layers` names; experts start as random weights.
 
     Raises:
         ValueError: a named layer has no gated MLP.
     """
-    names = find_gated_mlps(decoder)
-    if settings.layers[-1] >= len(names):
-        raise ValueError(
-            f"layer {settings.layers[-1]} is to become a MoTE layer, but {type(decoder).__name__} has "
-            f"{len(names)} bias-free SiLU-gated MLPs (gate_proj, up_proj, down_proj)"
-        )
+    mlps = {_layer_index(name): name for name in find_gated_mlps(decoder)}
+    for index in settings.layers:
+        if index not in mlps:
+            raise ValueError(
+                f"layer {index} is to become a MoTE layer, but {type(decoder).__name__} has bias-free SiLU-gated MLPs "
+                f"(gate_proj, up_proj, down_proj) only in layers {sorted(mlps)}"
+            )
     layers = []
     for index in settings.layers:
-        layer = MoteLayer(decoder.get_submodule(names[index]), settings)
-        decoder.set_submodule(names[index], layer)
+        layer = MoteLayer(decoder.get_submodule(mlps[index]), settings)
+        decoder.set_submodule(mlps[index], layer)
         layers.append(layer)
     return layers

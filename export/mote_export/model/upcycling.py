@@ -1,5 +1,6 @@
 """Sparse up-cycling: a dense model becomes a mixture of ternary experts that starts from its pretrained FFNs."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,12 +36,21 @@ def upcycle(
 
 
 def copy_dense_weights(dense: PreTrainedModel, mote: MoteForConditionalGeneration) -> None:
-    """Copies every dense tensor to its place in `mote`, MLPs to the shared experts and to each routed expert."""
+    """Copies every dense tensor to its place in `mote`, MLPs to the shared experts and to each routed expert.
+
+    Raises:
+        KeyError, ValueError: `dense` lacks a tensor, or has it in another shape.
+    """
     state = dense.state_dict()
     with torch.no_grad():
         for name, tensor in mote.state_dict().items():
-            source = state.get(name.replace(".shared_expert.", "."))
-            if source is not None:
-                tensor.copy_(source)
+            if ".mlp.router." in name or ".mlp.experts." in name:
+                continue
+            source = state[name.replace(".shared_expert.", ".")]
+            if source.shape != tensor.shape:
+                raise ValueError(f"{name} has shape {list(source.shape)}, the new model wants {list(tensor.shape)}")
+            tensor.copy_(source)
         for layer in mote.mote_layers():
             layer.experts.copy_from(layer.shared_expert)
+    if dense.generation_config is not None:
+        mote.generation_config = copy.deepcopy(dense.generation_config)

@@ -1,5 +1,7 @@
 """What the attention passes of all targets share: which attention they can rewrite, and its rotary tables."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -15,17 +17,23 @@ def is_decoder_attention(module: nn.Module) -> bool:
     )
 
 
-def check_decoder_attention(module: nn.Module) -> str | None:
+def check_decoder_attention(module: Any) -> str | None:
     """None, or why grouped-query attention with static rotary embedding would not compute the same."""
     if hasattr(module, "q_norm") or hasattr(module, "k_norm"):
         return "it normalises queries and keys, which is not supported"
-    if getattr(module, "sliding_window", None) is not None:
-        return f"it attends to a sliding window of {module.sliding_window} tokens, only full attention is supported"
+    window = getattr(module, "sliding_window", None) or getattr(module.config, "sliding_window", None)
+    if window is not None:
+        return f"it attends to a sliding window of {window} tokens, only full attention is supported"
     rope = getattr(module.config, "rope_scaling", None) or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in STATIC_ROPE_TYPES:
         return f"its rotary embedding is of type {rope_type!r}, supported are {', '.join(STATIC_ROPE_TYPES)}"
     return None
+
+
+def attention_head_dim(config: PretrainedConfig) -> int:
+    """Size of an attention head; not every configuration states it."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def rotary_tables(rotary_embedding: nn.Module, config: PretrainedConfig, length: int) -> tuple[Tensor, Tensor]:

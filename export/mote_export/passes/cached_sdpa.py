@@ -13,7 +13,7 @@ from mote_export.passes.base import ModulePass
 class CachedSdpa(nn.Module):
     """Attention over a cache of fixed length that it holds itself.
 
-    Query, key and value come from one linear layer, and query and key heads are rotated together: fewer operators to run, and to lower.
+    Query, key and value come from one linear layer, and query and key heads are rotated together: fewer operators to run.
 
     forward: hidden_states [1, s, hidden], start (position of the first token, a symbolic integer), cos and sin [s, head_dim / 2]
     of these positions; returns [1, s, hidden]. Buffers key_cache and value_cache: float32 [1, context, kv_heads, head_dim].

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mote_export.checkpoint import Checkpoint
 
@@ -29,11 +30,11 @@ class Target:
         runtime: the runtime's name in `mote.json` and in `mote-run --runtime`.
         requires: modules that must be importable to export and verify, and the extra that brings them.
         plugin_library: name of the plugin's copy among the files, or None.
-        write: writes the target's own files of a checkpoint into a folder.
+        write: writes the target's own files of a checkpoint, whose experts are packed already, into a folder.
     """
 
     name: str
-    runtime: str
+    runtime: Literal["onnxruntime", "executorch"]
     requires: Sequence[str]
     extra: str
     plugin_library: str | None

@@ -10,7 +10,7 @@ from torch.export import Dim, ExportedProgram
 
 from mote_export.checkpoint import Checkpoint
 from mote_export.model import MoteForConditionalGeneration
-from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes
+from mote_export.passes import apply_passes
 from mote_export.passes.cached_sdpa import cached_sdpa
 from mote_export.passes.explicit_gelu_tanh import EXPLICIT_GELU_TANH
 from mote_export.targets.base import ExportSettings
@@ -30,7 +30,7 @@ SEGMENT_ALIGNMENT = 16 * 1024  # pages of recent phones
 def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> None:
     """Writes model.pte."""
     model = copy.deepcopy(checkpoint.model)  # the passes work in place
-    apply_passes(model.model, (PACK_TERNARY_EXPERTS, EXPLICIT_GELU_TANH))
+    apply_passes(model.model, (EXPLICIT_GELU_TANH,))
     apply_passes(model.get_decoder(), (cached_sdpa(settings.context_length),))
     with torch.no_grad():
         programs = export_methods(model, settings)

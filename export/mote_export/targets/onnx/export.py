@@ -11,7 +11,8 @@ import torch
 from mote_export.checkpoint import Checkpoint
 from mote_export.manifest import image_spec, model_spec
 from mote_export.model import MoteForConditionalGeneration
-from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes
+from mote_export.passes import apply_passes
+from mote_export.passes.attention import attention_head_dim
 from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
 from mote_export.passes.onnx_ternary_moe import ONNX_TERNARY_MOE
 from mote_export.targets.base import ExportSettings
@@ -23,7 +24,7 @@ from mote_runtime.library import get_library_path
 logger = logging.getLogger(__name__)
 
 PLUGIN = "libmote_ort.so"
-PASSES = (PACK_TERNARY_EXPERTS, GROUP_QUERY_ATTENTION, ONNX_TERNARY_MOE)
+PASSES = (GROUP_QUERY_ATTENTION, ONNX_TERNARY_MOE)
 # Lengths of the traced example: different from each other and above 1, so that no dimension is taken for a constant.
 EXAMPLE_IMAGES, EXAMPLE_SEQUENCE, EXAMPLE_PAST = 2, 7, 11
 
@@ -77,7 +78,7 @@ def embedding_program(model: MoteForConditionalGeneration, settings: ExportSetti
 
 def decoder_program(model: MoteForConditionalGeneration, settings: ExportSettings) -> torch.onnx.ONNXProgram:
     config = model.config.text_config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = attention_head_dim(config)
     layers = config.num_hidden_layers
     # One tensor each: torch.export takes a tensor that is passed twice for one input.
     cache = [
