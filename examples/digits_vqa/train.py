@@ -9,7 +9,7 @@ this size, so stage 0 makes them here, on training scenes only; stages I to III 
     II  instruction tuning of the dense model: connector, decoder and vision tower
     III up-cycling to a mixture of ternary experts: routed experts and routers, quantization-aware
 
-Seeded throughout. Two runs on the same machine with the same library versions and thread count gave the same weights;
+Seeded throughout. Two shortened runs on one machine, with the same library versions and thread count, gave the same weights;
 another CPU or thread count sums in another order and ends in a slightly different model of about the same accuracy.
 """
 
@@ -206,6 +206,8 @@ def train_stage(
         # On a CPU the backward pass of torch's flash attention takes two thirds of a step at this size.
         with sdpa_kernel(SDPBackend.MATH):
             trainer.train()
+        # Trainer leaves autocast on the model's forward; what comes next, the evaluation too, chooses its own precision.
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
 def round_to_bf16(model: nn.Module) -> None:
