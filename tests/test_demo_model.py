@@ -11,7 +11,7 @@ import torch
 EXAMPLE = Path(__file__).parent.parent / "examples" / "digits_vqa"
 sys.path.insert(0, str(EXAMPLE))
 
-from evaluate import MAX_NEW_TOKENS, Preprocessor, Question, accuracy_by_kind, held_out_questions  # noqa: E402
+from evaluate import DEFAULT_QUESTIONS, MAX_NEW_TOKENS, Preprocessor, Question, accuracy_by_kind, held_out_questions  # noqa: E402
 
 from mote_export.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from mote_export.exporter import DEFAULT_ATOL, export  # noqa: E402
@@ -19,7 +19,7 @@ from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes  # noqa: E402
 from mote_runtime import Pipeline, load  # noqa: E402
 from mote_runtime.preprocess import preprocess_image  # noqa: E402
 
-QUESTIONS = 2400
+QUESTIONS = DEFAULT_QUESTIONS
 MIN_AGREEMENT = 0.995
 MIN_ACCURACY = 0.90
 MAX_SIZE = 16 * 1000 * 1000

@@ -46,7 +46,7 @@ def example_questions() -> list[Asked]:
     for index, scene in enumerate(scenes):
         listed = scene["questions"]
         for offset in range(QUESTIONS_PER_SCENE):
-            entry = listed[(index + 3 * offset) % len(listed)]
+            entry = listed[(index + 2 * offset) % len(listed)]
             chosen.append(Asked(FOLDER / "images" / scene["image"], entry["question"], entry["answer"], entry["kind"]))
     return chosen
 
@@ -68,28 +68,30 @@ def ask_runtime(folder: Path, runtime: str, asked: list[Asked]) -> None:
 
 
 def draw(asked: list[Asked], path: Path) -> None:
-    """A sheet of the pictures, each with its questions and the answers of all runtimes."""
+    """A sheet of the pictures, each with its questions and the answers of torch and of all runtimes."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     pictures = list(dict.fromkeys(entry.picture for entry in asked))
-    figure, axes = pyplot.subplots(
-        len(pictures) // 2, 4, figsize=(13, 2.1 * len(pictures) // 2), width_ratios=[1, 2.6] * 2
-    )
-    for picture, (left, right) in zip(pictures, axes.reshape(-1, 2), strict=True):
+    rows = -(-len(pictures) // 2)
+    figure, axes = pyplot.subplots(rows, 4, figsize=(12, 1.9 * rows), width_ratios=[1, 2.2] * 2, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for picture, (left, right) in zip(pictures, axes.reshape(-1, 2), strict=False):
         left.imshow(Image.open(picture))
-        left.axis("off")
-        right.axis("off")
-        lines = []
-        for entry in (entry for entry in asked if entry.picture == picture):
-            texts = [f"{name}: {text}" for name, text in entry.replies.items()]
-            mark = "right" if entry.replies["torch"] == entry.truth else f"wrong, it is {entry.truth}"
-            lines += [entry.question, "   " + "   ".join(texts) + f"   ({mark})"]
-        right.text(0, 0.5, "\n".join(lines), va="center", fontsize=8)
-    figure.tight_layout()
+        text = "\n".join(describe(entry) for entry in asked if entry.picture == picture)
+        right.text(0, 0.5, text, va="center", fontsize=9, linespacing=1.3)
     figure.savefig(path, dpi=110)
+
+
+def describe(entry: Asked) -> str:
+    """The question, and one line for the answer that all runtimes agree on, or a line for each where they do not."""
+    mark = "right" if entry.replies["torch"] == entry.truth else f"wrong, it is: {entry.truth}"
+    if len(set(entry.replies.values())) == 1:
+        return f"{entry.question}\n    {entry.replies['torch']}   ({mark})"
+    return "\n    ".join([entry.question, *(f"{name}: {text}" for name, text in entry.replies.items()), f"({mark})"])
 
 
 def print_answers(asked: list[Asked]) -> None:
