@@ -77,7 +77,7 @@ def report(arguments: argparse.Namespace, results: list[ExportResult], seconds: 
     checks = [
         f"- {result.target}: {sum(result.files.values()) / GIB:.2f} GiB; "
         f"{check.greedy_tokens_compared - check.greedy_ties} of {check.greedy_tokens_compared} greedy tokens equal torch's, "
-        f"largest logit difference {check.max_abs_logit_difference:.2g} of {check.max_abs_logit:.3g}"
+        f"logits differ by at most {check.max_relative_difference:.2g} of their standard deviation"
         for result in results
         if (check := result.verification)
     ]

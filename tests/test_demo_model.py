@@ -14,8 +14,9 @@ sys.path.insert(0, str(EXAMPLE))
 from evaluate import DEFAULT_QUESTIONS, MAX_NEW_TOKENS, Preprocessor, Question, accuracy_by_kind, held_out_questions  # noqa: E402
 
 from mote_export.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
-from mote_export.exporter import DEFAULT_ATOL, export  # noqa: E402
+from mote_export.exporter import DEFAULT_RTOL, export  # noqa: E402
 from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes  # noqa: E402
+from mote_export.verify import tie_margin  # noqa: E402
 from mote_runtime import Pipeline, load  # noqa: E402
 from mote_runtime.preprocess import preprocess_image  # noqa: E402
 
@@ -70,13 +71,12 @@ def ask(pipeline: Pipeline, question: Question) -> tuple[list[int], np.ndarray, 
     return ids, pixels, pipeline.generate_ids(ids, pixels, MAX_NEW_TOKENS)
 
 
-def torch_margin(checkpoint: Checkpoint, ids: list[int], pixels: np.ndarray, common: list[int], token: int) -> float:
-    """How much torch prefers its own next token to `token`, after the part of the answer that both agree on."""
+def is_tie(checkpoint: Checkpoint, ids: list[int], pixels: np.ndarray, common: list[int], token: int) -> bool:
+    """Whether torch finds `token` as good as its own next token, after the part of the answer that both agree on."""
     with torch.no_grad():
-        logits = checkpoint.model(input_ids=torch.tensor([ids + common]), pixel_values=torch.from_numpy(pixels)).logits[
-            0, -1
-        ]
-    return float(logits.max() - logits[token])
+        output = checkpoint.model(input_ids=torch.tensor([ids + common]), pixel_values=torch.from_numpy(pixels))
+    logits = output.logits[0, -1].numpy()
+    return bool(logits.max() - logits[token] <= tie_margin(logits, DEFAULT_RTOL))
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -101,9 +101,8 @@ def test_same_answers_as_torch(
                 min(len(found), len(expected)),
             )
             token = found[split] if split < len(found) else eos
-            margin = torch_margin(checkpoint, ids, pixels, expected[:split], token)
-            if margin > 2 * DEFAULT_ATOL:
-                unexplained.append((question.prompt, found, expected, margin))
+            if not is_tie(checkpoint, ids, pixels, expected[:split], token):
+                unexplained.append((question.prompt, found, expected))
         torch_replies = [pipeline.tokenizer.decode(tokens) for tokens in torch_answers]
     here, there = (accuracy_by_kind(questions, texts)["overall"] for texts in (replies, torch_replies))
     print(f"\n{runtime}: {same} of {len(questions)} answers equal torch's; accuracy {here:.4f}, torch {there:.4f}")

@@ -1,6 +1,7 @@
 """L4: a whole tiny random model in torch, ONNX Runtime and ExecuTorch, and what an exported folder holds."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from tiny import tiny_checkpoint
 
 from mote_export.checkpoint import load_checkpoint, save_model_pt
 from mote_export.cli.export import main
-from mote_export.exporter import DEFAULT_ATOL, export
+from mote_export.exporter import DEFAULT_RTOL, export
+from mote_export.model import MoteForConditionalGeneration
 from mote_export.passes import PACK_TERNARY_EXPERTS, PassError, apply_passes
 from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
 from mote_export.verify import Sample, VerificationError, verify_folder
@@ -39,7 +41,7 @@ def test_logits_and_greedy_tokens_equal_torch(exported: Path, target: str) -> No
     apply_passes(model, [PACK_TERNARY_EXPERTS])
     picture = np.random.default_rng(5).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     samples = [Sample("?"), Sample("Wie geht's? \u4f60\u597d", picture), Sample("x" * 60, picture)]
-    found = verify_folder(exported / target, model, samples, DEFAULT_ATOL)
+    found = verify_folder(exported / target, model, samples, DEFAULT_RTOL)
     assert found.greedy_tokens_compared >= 3 * 8
     assert found.greedy_ties == 0
 
@@ -169,14 +171,31 @@ def test_formula_gives_the_numbers_of_the_paper() -> None:
     assert found == [(2.34, 0.88), (8.61, 3.23), (18.14, 6.80)]
 
 
-def test_a_damaged_export_does_not_verify(exported: Path, tmp_path: Path) -> None:
-    """Swap gate and up of one expert in the reference: the folder no longer computes the same, and verification says so."""
-    model = load_checkpoint(exported.parent / "model.pt").model
+def swap_gate_and_up(model: MoteForConditionalGeneration) -> None:
     experts = model.mote_layers()[0].experts
     experts.gate_proj.data, experts.up_proj.data = experts.up_proj.data, experts.gate_proj.data
+
+
+def drop_the_experts(model: MoteForConditionalGeneration) -> None:
+    for layer in model.mote_layers():
+        layer.experts.down_proj.data.zero_()
+
+
+def choose_other_experts(model: MoteForConditionalGeneration) -> None:
+    for layer in model.mote_layers():
+        layer.router.weight.data.neg_()
+
+
+@pytest.mark.parametrize("damage", [swap_gate_and_up, drop_the_experts, choose_other_experts])
+def test_a_folder_that_computes_something_else_does_not_verify(
+    exported: Path, damage: Callable[[MoteForConditionalGeneration], None]
+) -> None:
+    """The damage is in the reference, which comes to the same."""
+    model = load_checkpoint(exported.parent / "model.pt").model
+    damage(model)
     apply_passes(model, [PACK_TERNARY_EXPERTS])
-    with pytest.raises(VerificationError, match="differs from torch"):
-        verify_folder(exported / "onnx", model, [Sample("What?")], DEFAULT_ATOL)
+    with pytest.raises(VerificationError, match="differs from torch|chose token"):
+        verify_folder(exported / "onnx", model, [Sample("What?")], DEFAULT_RTOL)
 
 
 def test_a_pass_says_why_it_refuses() -> None:

@@ -153,7 +153,7 @@ def test_output_not_empty(good: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         ["--opset", "9"],
         ["--context-length", "0"],
         ["--context-length", "x"],
-        ["--atol", "nan"],
+        ["--rtol", "nan"],
         ["--no-verify", "--sample", "a.png", "b"],
         ["--nonsense"],
     ],
@@ -175,7 +175,7 @@ def test_context_longer_than_the_model(good: Path, tmp_path: Path, capsys: pytes
 
 def test_difference_beyond_the_tolerance(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No two runtimes agree to the last bit in the stock layers, so a tolerance of zero must fail."""
-    assert main([str(good), "-o", str(tmp_path / "a" / "out"), "--target", "onnx", "--atol", "0"]) == 1
+    assert main([str(good), "-o", str(tmp_path / "a" / "out"), "--target", "onnx", "--rtol", "0"]) == 1
     assert_one_sentence(capsys.readouterr(), "more than the tolerance of 0")
     assert list(tmp_path.iterdir()) == []
 

@@ -23,7 +23,7 @@ from mote_runtime.manifest import MANIFEST_NAME
 logger = logging.getLogger(__name__)
 
 DEFAULT_OPSET = 21
-DEFAULT_ATOL = 1e-2
+DEFAULT_RTOL = 0.02
 DEFAULT_CONTEXT = 4096
 ROOM_FOR_TEXT = 32  # tokens of the prompt's frame, a short question and a short answer
 
@@ -46,7 +46,7 @@ def export(
     *,
     context_length: int | None = None,
     opset: int = DEFAULT_OPSET,
-    atol: float = DEFAULT_ATOL,
+    rtol: float = DEFAULT_RTOL,
     verify: bool = True,
     samples: Sequence[Sample] = (),
 ) -> list[ExportResult]:
@@ -56,6 +56,7 @@ def export(
         source: model.pt or a folder of save_pretrained.
         output: the folder itself for one target; with several, each gets a subfolder of its name. Must be absent or empty.
         context_length: positions in the KV cache; default: the model's own limit, at most 4096.
+        rtol: see `verify.relative_difference`.
         samples: questions to compare on, beside three built-in ones.
 
     Raises:
@@ -70,7 +71,7 @@ def export(
         checkpoint, settings.context_length
     )  # refuse an unusable tokenizer or image processor before the long work
     apply_passes(checkpoint.model.get_decoder(), (PACK_TERNARY_EXPERTS,))
-    job = _Job(checkpoint, settings, Source.of(source), atol, (*default_samples(), *samples) if verify else ())
+    job = _Job(checkpoint, settings, Source.of(source), rtol, (*default_samples(), *samples) if verify else ())
     steps = tqdm(total=len(chosen) * (1 + verify), desc="mote-export", unit="step", disable=None)
     with steps, atomic_folder(output) as temporary:
         folders = {target.name: temporary / target.name if len(chosen) > 1 else temporary for target in chosen}
@@ -86,10 +87,10 @@ class _Job:
     """One checkpoint with packed experts on its way to its targets; it is also the reference for verification."""
 
     def __init__(
-        self, checkpoint: Checkpoint, settings: ExportSettings, source: Source, atol: float, samples: Sequence[Sample]
+        self, checkpoint: Checkpoint, settings: ExportSettings, source: Source, rtol: float, samples: Sequence[Sample]
     ) -> None:
         self.checkpoint, self.settings, self.source = checkpoint, settings, source
-        self.atol, self.samples = atol, samples
+        self.rtol, self.samples = rtol, samples
         self.memory = expert_memory(checkpoint.model)
 
     def run(self, target: Target, folder: Path, steps: "tqdm[None]") -> ExportResult:
@@ -103,7 +104,7 @@ class _Job:
         verification = None
         if self.samples:
             steps.set_postfix_str(f"{target.name}: verify")
-            verification = verify_folder(folder, self.checkpoint.model, self.samples, self.atol)
+            verification = verify_folder(folder, self.checkpoint.model, self.samples, self.rtol)
             self._describe(target, folder, verification)
             steps.update()
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != MANIFEST_NAME}

@@ -36,14 +36,34 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared and what was found; goes into `mote.json`."""
+    """What was compared and what was found; goes into `mote.json`.
 
-    atol: float
+    Attributes:
+        rtol: the tolerance, see `relative_difference`.
+        max_relative_difference: the greatest one of a step.
+        max_abs_logit_difference, max_abs_logit: over all logits of all steps.
+        greedy_ties: steps at which the runtime's best token was another, as good within the tolerance.
+    """
+
+    rtol: float
+    max_relative_difference: float
     max_abs_logit_difference: float
     max_abs_logit: float
     samples: int
     greedy_tokens_compared: int
     greedy_ties: int
+
+
+def relative_difference(found: FloatArray, expected: FloatArray) -> float:
+    """Root mean square difference of two rows of logits [vocab], in units of the standard deviation of `expected`.
+
+    Not the greatest absolute difference: sums that run in another order differ by 1e-6 in these units, but that is enough to carry
+    an int8 activation of an expert over a rounding boundary now and then, which moves all logits by about 2e-3 (measured on
+    two layers of 1.5B shape). The greatest of 150,000 such moves is several times their size; their root mean square is not.
+    """
+    spread = float(expected.std())
+    difference = float(np.sqrt(np.mean(np.square(found - expected), dtype=np.float64)))
+    return difference / spread if spread > 0 else np.inf
 
 
 def default_samples() -> list[Sample]:
@@ -61,19 +81,19 @@ def default_samples() -> list[Sample]:
 
 
 def verify_folder(
-    folder: Path, reference: MoteForConditionalGeneration, samples: Sequence[Sample], atol: float
+    folder: Path, reference: MoteForConditionalGeneration, samples: Sequence[Sample], rtol: float
 ) -> Verification:
     """Loads `folder` in its runtime and compares logits and greedy tokens, step by step along torch's greedy answer.
 
     Args:
         reference: the model after the pack-ternary-experts pass, in eval mode: the packed weights, evaluated by torch.
-        atol: greatest absolute difference of a logit.
+        rtol: greatest `relative_difference` of a step.
 
     Raises:
-        VerificationError: a logit differs by more than `atol`, or a greedy token differs where torch's two best logits are
-            further apart than twice `atol`, or the comparison tells nothing.
+        VerificationError: a step differs by more than `rtol`, or in its greedy token although that is no tie within the
+            tolerance, or the comparison tells nothing.
     """
-    difference = largest = 0.0
+    worst = difference = largest = 0.0
     compared = ties = 0
     with load(folder) as pipeline:
         manifest = pipeline.manifest
@@ -83,36 +103,42 @@ def verify_folder(
             if room < 1:
                 logger.warning("%r does not fit the context of %d tokens", sample.prompt, manifest.model.context_length)
                 continue
-            tokens, expected = reference_greedy(reference, ids, images, min(STEPS, room))
+            tokens, logits = reference_greedy(reference, ids, images, min(STEPS, room))
             for step, found in enumerate(pipeline.step_logits(ids, tokens[:-1], images)):
-                gap = float(np.abs(found - expected[step]).max())
-                if not gap <= atol:
+                expected = logits[step]
+                relative = relative_difference(found, expected)
+                if not relative <= rtol:
                     raise VerificationError(
-                        f"{manifest.target} differs from torch by {gap:.3g} in a logit (step {step} of {sample.prompt!r}), "
-                        f"more than the tolerance of {atol:.3g} (--atol)."
+                        f"{manifest.target} differs from torch by {relative:.2g} of the logits' standard deviation (step {step} "
+                        f"of {sample.prompt!r}), more than the tolerance of {rtol:.2g} (--rtol)."
                     )
-                difference, largest = max(difference, gap), max(largest, float(np.abs(expected[step]).max()))
-                ties += _compare_token(manifest, sample, found, expected[step], atol)
+                worst = max(worst, relative)
+                difference = max(difference, float(np.abs(found - expected).max()))
+                largest = max(largest, float(np.abs(expected).max()))
+                ties += _compare_token(manifest, sample, found, expected, rtol)
                 compared += 1
-    if compared == ties or largest <= atol:
+    if compared == ties:
         raise VerificationError(
-            f"{manifest.target}: {compared} tokens were compared, {ties} of them ties, with logits up to {largest:.3g}; a "
-            f"tolerance of {atol:.3g} (--atol) tells nothing about this model."
+            f"{manifest.target}: {compared} greedy tokens were compared, {ties} of them ties; this tells nothing about the model."
         )
-    return Verification(atol, difference, largest, len(samples), compared, ties)
+    return Verification(rtol, worst, difference, largest, len(samples), compared, ties)
 
 
-def _compare_token(manifest: Manifest, sample: Sample, found: FloatArray, expected: FloatArray, atol: float) -> int:
+def tie_margin(expected: FloatArray, rtol: float) -> float:
+    """Tokens whose logits are no further apart than this are equally good: each may be off by twice the tolerance."""
+    return 4.0 * rtol * float(expected.std())
+
+
+def _compare_token(manifest: Manifest, sample: Sample, found: FloatArray, expected: FloatArray, rtol: float) -> int:
     """0 for the same greedy token, 1 for a tie within the tolerance; raises otherwise."""
     allowed = np.arange(len(expected)) != manifest.model.image_token_id
-    found, expected = np.where(allowed, found, -np.inf), np.where(allowed, expected, -np.inf)
-    if found.argmax() == expected.argmax():
+    best, wanted = (int(np.where(allowed, row, -np.inf).argmax()) for row in (found, expected))
+    if best == wanted:
         return 0
-    margin = float(expected.max() - expected[found.argmax()])
-    if margin > 2 * atol:
+    margin = float(expected[wanted] - expected[best])
+    if margin > tie_margin(expected, rtol):
         raise VerificationError(
-            f"{manifest.target} chose token {found.argmax()} where torch chose {expected.argmax()} by a margin of "
-            f"{margin:.3g} ({sample.prompt!r})."
+            f"{manifest.target} chose token {best} where torch chose {wanted} by a margin of {margin:.3g} ({sample.prompt!r})."
         )
     return 1
 

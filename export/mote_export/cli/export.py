@@ -75,7 +75,7 @@ def _export(arguments: argparse.Namespace) -> "list[ExportResult]":
         targets,
         context_length=arguments.context_length,
         opset=arguments.opset,
-        atol=arguments.atol,
+        rtol=arguments.rtol,
         verify=not arguments.no_verify,
         samples=[Sample(prompt, Path(image)) for image, prompt in arguments.sample],
     )
@@ -136,10 +136,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     check = parser.add_argument_group("verification")
     check.add_argument(
-        "--atol",
+        "--rtol",
         type=_tolerance,
-        default=1e-2,
-        help="greatest difference of a logit from torch's (default: %(default)s)",
+        default=0.02,
+        help="greatest root mean square difference of the logits from torch's, in their standard deviations (default: %(default)s)",
     )
     check.add_argument(
         "--sample",
@@ -231,7 +231,7 @@ def _print_report(results: "Sequence[ExportResult]") -> None:
             console.print(
                 f"    verified against torch: {check.greedy_tokens_compared - check.greedy_ties} of "
                 f"{check.greedy_tokens_compared} greedy tokens of {check.samples} samples agree, {check.greedy_ties} ties; "
-                f"largest logit difference {check.max_abs_logit_difference:.2g} (tolerance {check.atol:g}, logits up to "
-                f"{check.max_abs_logit:.3g})",
+                f"logits differ by at most {check.max_relative_difference:.2g} of their standard deviation (tolerance "
+                f"{check.rtol:g}), a single one by {check.max_abs_logit_difference:.2g} of up to {check.max_abs_logit:.3g}",
                 highlight=False,
             )
