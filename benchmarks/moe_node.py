@@ -3,8 +3,8 @@
     python benchmarks/moe_node.py            (make bench; about two minutes)
 
 Shape of Qwen2.5-1.5B: hidden 1536, intermediate 8960, 4 experts, top-1; 4 layers in a chain and inputs that change from run to
-run, so that the experts (165 MB at 2 bits) do not stay in the cache. Both sides include the router. Times are per layer; medians of
-alternating rounds in one process. Writes benchmarks/results/moe_node.json and .md.
+run, so that the experts (165 MB at 2 bits) do not stay in the cache. Both sides include the router. Times are per layer;
+medians over turns of both operators in one process. Writes benchmarks/results/moe_node.json and .md.
 """
 
 import argparse
@@ -31,6 +31,8 @@ from mote_runtime import get_library_path
 HIDDEN, INTERMEDIATE, EXPERTS, LAYERS = 1536, 8960, 4, 4
 BLOCK = 128
 INPUTS = 16  # different tokens, so that every expert is used
+TURNS = 4
+WARM_UP = 2
 RESULTS = Path(__file__).parent / "results"
 Node = tuple[onnx.NodeProto, list[onnx.TensorProto]]
 
@@ -119,20 +121,22 @@ def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 
 def measure(paths: dict[str, Path], tokens: int, threads: int, rounds: int) -> list[Measurement]:
-    """Alternates the operators round by round, so that both see the same machine."""
+    """Takes turns between the operators, with one session open at a time: the idle threads of another would spin."""
     rng = np.random.default_rng(1)
     inputs = [rng.standard_normal((tokens, HIDDEN), dtype=np.float32) for _ in range(INPUTS)]
-    sessions = {name: session(path, threads) for name, path in paths.items()}
     times: dict[str, list[float]] = {name: [] for name in paths}
-    for index in range(rounds + 2):
-        for name, runtime in sessions.items():
-            start = time.perf_counter()
-            runtime.run(None, {"x": inputs[index % INPUTS]})
-            if index >= 2:  # warm-up
-                times[name].append((time.perf_counter() - start) * 1e3 / LAYERS)
+    for _ in range(TURNS):
+        for name, path in paths.items():
+            runtime = session(path, threads)
+            for index in range(-WARM_UP, rounds // TURNS):
+                start = time.perf_counter()
+                runtime.run(None, {"x": inputs[index % INPUTS]})
+                if index >= 0:
+                    times[name].append((time.perf_counter() - start) * 1e3 / LAYERS)
+            del runtime
     return [
         Measurement(
-            name, tokens, threads, statistics.median(values), min(values), float(np.percentile(values, 90)), rounds
+            name, tokens, threads, statistics.median(values), min(values), float(np.percentile(values, 90)), len(values)
         )
         for name, values in times.items()
     ]
@@ -166,7 +170,7 @@ def cpu_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--rounds", type=int, default=60, help="rounds for one token; a tenth of it for 128 (default: 60)"
+        "--rounds", type=int, default=120, help="rounds for one token; a tenth of it for 128 (default: 120)"
     )
     arguments = parser.parse_args()
     measurements = []
@@ -174,7 +178,7 @@ def main() -> None:
         paths = {"ternary_moe": Path(folder) / "ternary_moe.onnx", "qmoe": Path(folder) / "qmoe.onnx"}
         build(ternary_layer, paths["ternary_moe"])
         build(qmoe_layer, paths["qmoe"])
-        for tokens, rounds in ((1, arguments.rounds), (128, max(arguments.rounds // 10, 3))):
+        for tokens, rounds in ((1, arguments.rounds), (128, max(arguments.rounds // 10, TURNS))):
             for threads in (1, 2):
                 measurements += measure(paths, tokens, threads, rounds)
     RESULTS.mkdir(exist_ok=True)

@@ -14,15 +14,14 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
+from transformers import Qwen2Config, SiglipVisionConfig
 
 from mote_export.checkpoint import Checkpoint, save_model_pt
 from mote_export.exporter import ExportResult, export
-from mote_export.model import upcycle
 from mote_runtime import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from tiny import byte_tokenizer, companion_files
+from tiny import random_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 RUNTIMES = ("onnxruntime", "executorch")
@@ -33,28 +32,15 @@ GIB = 1 << 30
 
 def real_shape_checkpoint(layers: int, vocab_size: int) -> Checkpoint:
     """Random weights; every expert differs."""
-    torch.manual_seed(0)
-    tokenizer = byte_tokenizer()
     vision = SiglipVisionConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=2, num_attention_heads=12, image_size=224, patch_size=16,
         vision_use_head=False,
     )  # fmt: skip
     text = Qwen2Config(
         hidden_size=1536, intermediate_size=8960, num_hidden_layers=layers, num_attention_heads=12, num_key_value_heads=2,
-        vocab_size=vocab_size, max_position_embeddings=1024, tie_word_embeddings=True, rope_theta=1e6,
-        bos_token_id=None, eos_token_id=tokenizer.token_to_id("<|im_end|>"),
+        vocab_size=vocab_size, max_position_embeddings=1024, rope_theta=1e6,
     )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.token_to_id("<|image_pad|>"),
-        vision_feature_layer=-1, vision_feature_select_strategy="full", image_seq_length=196, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = upcycle(LlavaForConditionalGeneration(config)).eval()
-    with torch.no_grad():
-        for layer in model.mote_layers():
-            layer.router.weight.normal_(std=0.5)
-            for parameter in layer.experts.parameters():
-                parameter.normal_(std=parameter.shape[-1] ** -0.5)
-    return Checkpoint("real_shape", model, companion_files(vision.image_size))
+    return random_checkpoint("real_shape", vision, text)
 
 
 def run(folder: Path, runtime: str) -> str:

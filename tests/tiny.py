@@ -1,6 +1,7 @@
 """A tiny random MoTE checkpoint of the real architecture, for tests that need a whole model but no knowledge in it."""
 
 import json
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -50,26 +51,43 @@ def tiny_checkpoint(
     seed: int = 0,
 ) -> Checkpoint:
     """A random model; `seed` decides its weights. 16 image tokens of pictures of 32 x 32."""
-    torch.manual_seed(seed)
-    tokenizer = byte_tokenizer()
     vision = SiglipVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
         vision_use_head=False,
     )  # fmt: skip
     text = Qwen2Config(
         hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=128, tie_word_embeddings=True,
-        head_dim=16, bos_token_id=None, eos_token_id=tokenizer.token_to_id("<|im_end|>"),
+        num_key_value_heads=2, vocab_size=byte_tokenizer().get_vocab_size(), max_position_embeddings=128, head_dim=16,
     )  # fmt: skip
+    return random_checkpoint(
+        "tiny",
+        vision,
+        text,
+        seed,
+        num_experts=num_experts,
+        top_k=top_k,
+        normalize_topk=normalize_topk,
+        layers=moe_layers,
+    )
+
+
+def random_checkpoint(
+    name: str, vision: SiglipVisionConfig, text: Qwen2Config, seed: int = 0, **moe: Any
+) -> Checkpoint:
+    """A random LLaVA-style model with tied embeddings, up-cycled with `moe`, whose experts and routing differ."""
+    torch.manual_seed(seed)
+    tokenizer = byte_tokenizer()
+    text.bos_token_id, text.eos_token_id = None, tokenizer.token_to_id("<|im_end|>")
+    text.tie_word_embeddings = True
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=tokenizer.token_to_id("<|image_pad|>"),
-        vision_feature_layer=-1, vision_feature_select_strategy="full", image_seq_length=16, tie_word_embeddings=True,
+        vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
     )  # fmt: skip
-    dense = LlavaForConditionalGeneration(config)
-    model = upcycle(dense, num_experts, top_k, layers=moe_layers, normalize_topk=normalize_topk)
+    model = upcycle(LlavaForConditionalGeneration(config), **moe)
     with torch.no_grad():
         for layer in model.mote_layers():  # up-cycled experts are equal: make them, and the router's choices, differ
             layer.router.weight.normal_(std=0.5)
             for parameter in layer.experts.parameters():
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
-    return Checkpoint("tiny", model.eval(), companion_files(vision.image_size))
+    return Checkpoint(name, model.eval(), companion_files(vision.image_size))

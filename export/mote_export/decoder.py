@@ -9,6 +9,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mote_export.model import MoteForConditionalGeneration
+from mote_export.passes.attention import rotary_tables
 from mote_runtime.errors import MoteError
 
 Attend = Callable[[nn.Module, Tensor], Tensor]
@@ -28,6 +30,26 @@ def check_decoder(decoder: PreTrainedModel) -> None:
                 f"decoder layer {index} ({type(layer).__name__}) consists of {', '.join(parts)}: expected a pre-norm layer of "
                 f"{', '.join(LAYER_PARTS)}."
             )
+
+
+class ExportedDecoder(nn.Module):
+    """What both targets hold: the decoder after their passes, the output layer, and rotary tables for the whole context.
+
+    cos, sin: float32 [context_length, head_dim / 2].
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, model: MoteForConditionalGeneration, context_length: int) -> None:
+        super().__init__()
+        self.decoder = model.get_decoder()
+        check_decoder(self.decoder)
+        self.lm_head = model.lm_head
+        self.context_length = context_length
+        cos, sin = rotary_tables(self.decoder.rotary_emb, self.decoder.config, context_length)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
 
 def run_layers(decoder: PreTrainedModel, hidden_states: Tensor, attend: Attend) -> Tensor:

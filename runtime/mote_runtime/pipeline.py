@@ -18,6 +18,7 @@ from mote_runtime.sampling import Sampler
 from mote_runtime.tokenizer import PromptTokenizer
 
 DEFAULT_MAX_NEW_TOKENS = 128
+MAX_THREADS = 1024
 
 
 def find_export(folder: str | Path, runtime: str | None = None) -> Path:
@@ -50,8 +51,8 @@ def load(folder: str | Path, runtime: str | None = None, threads: int | None = N
     runtime. File sizes are always compared with the manifest, SHA-256 sums unless `verify` is False.
     Raises MoteError with one sentence where anything is not as it must be.
     """
-    if threads is not None and threads < 1:
-        raise MoteError(f"threads is {threads}; expected at least 1")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise MoteError(f"threads is {threads}; expected 1 to {MAX_THREADS}")
     start = now_ms()
     manifest = Manifest.read(find_export(folder, runtime))
     if runtime is not None and runtime != manifest.target:

@@ -3,29 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from mote_export.decoder import check_decoder, run_layers
-from mote_export.model import MoteForConditionalGeneration
-from mote_export.passes.attention import rotary_tables
+from mote_export.decoder import ExportedDecoder, run_layers
 
 
-class TextDecoder(nn.Module):
+class TextDecoder(ExportedDecoder):
     """inputs_embeds [1, S, hidden] and positions int64 [S] to the logits of the last position, [1, vocab].
 
     After the cached-sdpa pass: the KV cache lies in the attention modules, and is overwritten from positions[0] on.
     """
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, model: MoteForConditionalGeneration, context_length: int) -> None:
-        super().__init__()
-        self.decoder = model.get_decoder()
-        check_decoder(self.decoder)
-        self.lm_head = model.lm_head
-        self.context_length = context_length
-        cos, sin = rotary_tables(self.decoder.rotary_emb, self.decoder.config, context_length)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, inputs_embeds: Tensor, positions: Tensor) -> Tensor:
         start = positions[0].item()

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from mote_export.decoder import check_decoder, run_layers
+from mote_export.decoder import ExportedDecoder, run_layers
 from mote_export.model import MoteForConditionalGeneration
-from mote_export.passes.attention import rotary_tables
 from mote_export.vision import ImageEncoder
 
 
@@ -42,20 +41,8 @@ class EmbeddingGraph(nn.Module):
         return merged
 
 
-class DecoderGraph(nn.Module):
+class DecoderGraph(ExportedDecoder):
     """One step of the decoder, prefill or decode, after the group-query-attention pass."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, model: MoteForConditionalGeneration, context_length: int) -> None:
-        super().__init__()
-        self.decoder = model.get_decoder()
-        check_decoder(self.decoder)
-        self.lm_head = model.lm_head
-        cos, sin = rotary_tables(self.decoder.rotary_emb, self.decoder.config, context_length)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
 
     def forward(
         self, inputs_embeds: Tensor, attention_mask: Tensor, past_key_values: list[list[Tensor]]
