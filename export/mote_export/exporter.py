@@ -67,9 +67,8 @@ def export(
     check_requirements(chosen)
     checkpoint = load_checkpoint(source)
     settings = ExportSettings(choose_context(checkpoint, context_length), opset)
-    check_manifest(
-        checkpoint, settings.context_length
-    )  # refuse an unusable tokenizer or image processor before the long work
+    # Refuse an unusable tokenizer or image processor before the long work.
+    check_manifest(checkpoint, settings.context_length)
     apply_passes(checkpoint.model.get_decoder(), (PACK_TERNARY_EXPERTS,))
     job = _Job(checkpoint, settings, Source.of(source), rtol, (*default_samples(), *samples) if verify else ())
     steps = tqdm(total=len(chosen) * (1 + verify), desc="mote-export", unit="step", disable=None)
