@@ -14,7 +14,8 @@ sys.path.insert(0, str(EXAMPLE))
 from evaluate import DEFAULT_QUESTIONS, MAX_NEW_TOKENS, Preprocessor, Question, accuracy_by_kind, held_out_questions  # noqa: E402
 
 from mote_export.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
-from mote_export.exporter import DEFAULT_RTOL, export  # noqa: E402
+from mote_export.defaults import DEFAULT_RTOL  # noqa: E402
+from mote_export.exporter import export  # noqa: E402
 from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes  # noqa: E402
 from mote_export.verify import tie_margin  # noqa: E402
 from mote_runtime import Pipeline, load  # noqa: E402

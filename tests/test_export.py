@@ -13,7 +13,8 @@ from tiny import tiny_checkpoint
 
 from mote_export.checkpoint import load_checkpoint, save_model_pt
 from mote_export.cli.export import main
-from mote_export.exporter import DEFAULT_RTOL, export
+from mote_export.defaults import DEFAULT_RTOL
+from mote_export.exporter import export
 from mote_export.model import MoteForConditionalGeneration
 from mote_export.passes import PACK_TERNARY_EXPERTS, PassError, apply_passes
 from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION

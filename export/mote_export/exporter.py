@@ -1,7 +1,6 @@
 """The whole of an export in one function: load, rewrite, export, lower, verify, describe, and only then put in place."""
 
 import importlib.util
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from tqdm import tqdm
 from mote_export.atomic import atomic_folder
 from mote_export.checkpoint import Checkpoint, load_checkpoint
 from mote_export.checkpoint.base import TOKENIZER_FILES
-from mote_export.manifest import Source, check_manifest, num_image_tokens, write_manifest
+from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_OPSET, DEFAULT_RTOL
+from mote_export.manifest import Source, add_verification, check_manifest, num_image_tokens, write_manifest
 from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes
 from mote_export.report import ExpertMemory, expert_memory
 from mote_export.targets import TARGETS, ExportSettings, Target
@@ -20,11 +20,6 @@ from mote_runtime.errors import MoteError
 from mote_runtime.library import get_library_path
 from mote_runtime.manifest import MANIFEST_NAME
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_OPSET = 21
-DEFAULT_RTOL = 0.02
-DEFAULT_CONTEXT = 4096
 ROOM_FOR_TEXT = 32  # tokens of the prompt's frame, a short question and a short answer
 
 
@@ -68,7 +63,7 @@ def export(
     checkpoint = load_checkpoint(source)
     settings = ExportSettings(choose_context(checkpoint, context_length), opset)
     # Refuse an unusable tokenizer or image processor before the long work.
-    check_manifest(checkpoint, settings.context_length)
+    check_manifest(checkpoint, settings.context_length, chosen[0].runtime)
     apply_passes(checkpoint.model.get_decoder(), (PACK_TERNARY_EXPERTS,))
     job = _Job(checkpoint, settings, Source.of(source), rtol, (*default_samples(), *samples) if verify else ())
     steps = tqdm(total=len(chosen) * (1 + verify), desc="mote-export", unit="step", disable=None)
@@ -98,18 +93,18 @@ class _Job:
         target.write(self.checkpoint, self.settings, folder)
         for name in TOKENIZER_FILES:
             (folder / name).write_text(self.checkpoint.files[name], encoding="utf-8")
-        self._describe(target, folder, None)
+        self._describe(target, folder)
         steps.update()
         verification = None
         if self.samples:
             steps.set_postfix_str(f"{target.name}: verify")
             verification = verify_folder(folder, self.checkpoint.model, self.samples, self.rtol)
-            self._describe(target, folder, verification)
+            add_verification(folder, asdict(verification))
             steps.update()
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != MANIFEST_NAME}
         return ExportResult(target.name, folder, files, self.memory, verification)
 
-    def _describe(self, target: Target, folder: Path, verification: Verification | None) -> None:
+    def _describe(self, target: Target, folder: Path) -> None:
         write_manifest(
             folder,
             target.runtime,
@@ -118,7 +113,6 @@ class _Job:
             self.source,
             target.plugin_library,
             asdict(self.memory) | {"total": self.memory.total},
-            asdict(verification) if verification else {"skipped": True},
         )
 
 

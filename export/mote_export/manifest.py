@@ -28,7 +28,6 @@ from mote_runtime.manifest import (
 
 VERSIONED_PACKAGES = ("mote", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "executorch")
 CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
-RUNTIMES = ("onnxruntime", "executorch")
 BICUBIC = 3  # PIL's number in preprocessor_config.json
 
 
@@ -139,25 +138,35 @@ def write_manifest(
     source: Source,
     plugin_library: str | None,
     memory: Mapping[str, Any],
-    verification: Mapping[str, Any],
 ) -> None:
-    """Describes every other file that lies in `folder` now."""
+    """Describes every other file that lies in `folder` now, as not verified."""
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
     document = {
         **_description(checkpoint, context_length, runtime),
         "plugin": {"library": plugin_library} if plugin_library else None,
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
         "memory": dict(memory),
-        "verification": dict(verification),
+        "verification": {"skipped": True},
         "source": asdict(source),
         "versions": {name: _version(name) for name in VERSIONED_PACKAGES},
     }
-    (folder / MANIFEST_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    _write(folder / MANIFEST_NAME, document)
 
 
-def check_manifest(checkpoint: Checkpoint, context_length: int) -> None:
+def add_verification(folder: Path, verification: Mapping[str, Any]) -> None:
+    """Puts the outcome into a manifest that is written already; the files are not read again."""
+    path = folder / MANIFEST_NAME
+    document = json.loads(path.read_text(encoding="utf-8"))
+    _write(path, {**document, "verification": dict(verification)})
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def check_manifest(checkpoint: Checkpoint, context_length: int, runtime: str) -> None:
     """Raises MoteError where the runtime would refuse what an export of `checkpoint` says of itself."""
-    document = _description(checkpoint, context_length, RUNTIMES[0])
+    document = _description(checkpoint, context_length, runtime)
     Manifest.parse(Path(checkpoint.name), document, files_are_known=False)
 
 

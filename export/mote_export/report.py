@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from mote_export.model import MoteForConditionalGeneration
-from mote_export.passes import PackedMoteLayer, PackedTernaryExperts
+from mote_export.passes import PackedMoteLayer
 
 BF16_BYTES = 2
 TERNARY_BYTES = 0.25  # 2 bits
@@ -53,10 +51,6 @@ def expert_memory(packed_model: MoteForConditionalGeneration) -> ExpertMemory:
         full_precision=full_precision,
         formula=formula,
         packed=packed,
-        scales_and_routers=sum(_buffer_bytes(layer.experts) for layer in layers) - packed,
+        scales_and_routers=sum(buffer.nbytes for layer in layers for buffer in layer.experts.buffers()) - packed,
         shared=sum(parameter.nbytes for layer in layers for parameter in layer.shared_expert.parameters()),
     )
-
-
-def _buffer_bytes(experts: PackedTernaryExperts | nn.Module) -> int:
-    return sum(buffer.nbytes for buffer in experts.buffers())

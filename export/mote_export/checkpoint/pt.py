@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mote_export.atomic import atomic_path
-from mote_export.checkpoint.base import Checkpoint, CheckpointError, CheckpointFormat, build_model, check_files
+from mote_export.checkpoint.base import LM_HEAD, Checkpoint, CheckpointError, CheckpointFormat, build_model, check_files
 from mote_export.model import MoteForConditionalGeneration
 
 FORMAT_NAME = "mote-checkpoint"
@@ -21,7 +21,7 @@ def save_model_pt(path: Path, model: MoteForConditionalGeneration, files: Mappin
     """Writes `model` in its present dtype, with its tokenizer and processor files (name to content), atomically."""
     state = model.state_dict()
     if model.lm_head.weight is model.get_input_embeddings().weight:
-        del state["lm_head.weight"]
+        del state[LM_HEAD]
     content = {
         "format": FORMAT_NAME,
         "format_version": FORMAT_VERSION,

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mote_export import __version__
+from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_OPSET, DEFAULT_RTOL
 
 if TYPE_CHECKING:
     from mote_export.exporter import ExportResult
 
-EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILURE, EXIT_INTERRUPTED = 0, 1, 130  # argparse exits with 2 for wrong usage
 TARGET_NAMES = ("onnx", "executorch")  # of mote_export.targets, known here so that --help needs no torch
 MIB = 1 << 20
 
@@ -129,16 +130,21 @@ def _parser() -> argparse.ArgumentParser:
         "--context-length",
         type=_positive,
         metavar="N",
-        help="positions in the KV cache (default: the model's, at most 4096)",
+        help=f"positions in the KV cache (default: the model's, at most {DEFAULT_CONTEXT})",
     )
     model.add_argument(
-        "--opset", type=int, default=21, choices=range(18, 24), metavar="18..23", help="ONNX operator set (default: 21)"
+        "--opset",
+        type=int,
+        default=DEFAULT_OPSET,
+        choices=range(18, 24),
+        metavar="18..23",
+        help="ONNX operator set (default: %(default)s)",
     )
     check = parser.add_argument_group("verification")
     check.add_argument(
         "--rtol",
         type=_tolerance,
-        default=0.02,
+        default=DEFAULT_RTOL,
         help="greatest root mean square difference of the logits from torch's, in their standard deviations (default: %(default)s)",
     )
     check.add_argument(

@@ -1,11 +1,8 @@
 """PackedTernaryExperts -> one ONNX node `mote::TernaryMoE` (the torch op stays the reference; only its spelling changes)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from mote_export.packing import LAYOUT_VERSION
 from mote_export.passes.base import ModulePass
 from mote_export.passes.pack_ternary_experts import PackedTernaryExperts
 
@@ -21,14 +18,9 @@ class OnnxTernaryMoE(nn.Module):
         super().__init__()
         for name, buffer in experts.named_buffers():
             self.register_buffer(name, buffer)
-        self.attributes: dict[str, Any] = {
-            "num_experts": experts.num_experts,
-            "top_k": experts.top_k,
-            "normalize_topk": int(experts.normalize_topk),
-            "intermediate_size": experts.intermediate_size,
-            "activation": "silu",
-            "packing": "2bit",
-            "layout_version": LAYOUT_VERSION,
+        # ONNX has no booleans among attributes.
+        self.attributes = {
+            name: int(value) if isinstance(value, bool) else value for name, value in experts.attributes.items()
         }
 
     def forward(self, x: Tensor) -> Tensor:

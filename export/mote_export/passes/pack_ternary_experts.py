@@ -1,5 +1,7 @@
 """MoteLayer -> shared expert + one `mote::ternary_moe` with packed 2-bit weights; master weights are dropped."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from mote_export.passes.base import ModulePass
 
 
 class PackedTernaryExperts(nn.Module):
-    """Router and routed experts as one operator; buffers in the shapes and order of docs/operator.md."""
+    """Router and routed experts as one operator; buffers and attributes in the shapes and order of docs/operator.md."""
 
     router: Tensor
     gate_up_packed: Tensor
@@ -23,8 +25,15 @@ class PackedTernaryExperts(nn.Module):
         super().__init__()
         experts = layer.experts
         self.num_experts, self.intermediate_size, self.hidden_size = experts.gate_proj.shape
-        self.top_k = layer.settings.top_k
-        self.normalize_topk = layer.settings.normalize_topk
+        self.attributes: dict[str, Any] = {  # of docs/operator.md, for every spelling of the operator
+            "num_experts": self.num_experts,
+            "top_k": layer.settings.top_k,
+            "normalize_topk": layer.settings.normalize_topk,
+            "intermediate_size": self.intermediate_size,
+            "activation": "silu",
+            "packing": "2bit",
+            "layout_version": LAYOUT_VERSION,
+        }
         gate_up, gate_up_scale, down, down_scale = _pack(experts)
         self.register_buffer("router", layer.router.weight.detach().float().clone())
         self.register_buffer("gate_up_packed", gate_up)
@@ -33,21 +42,7 @@ class PackedTernaryExperts(nn.Module):
         self.register_buffer("down_scale", down_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mote.ternary_moe(
-            x,
-            self.router,
-            self.gate_up_packed,
-            self.gate_up_scale,
-            self.down_packed,
-            self.down_scale,
-            self.num_experts,
-            self.top_k,
-            self.normalize_topk,
-            self.intermediate_size,
-            "silu",
-            "2bit",
-            LAYOUT_VERSION,
-        )
+        y: Tensor = torch.ops.mote.ternary_moe(x, *self.buffers(), *self.attributes.values())
         return y
 
 
