@@ -5,12 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "mote/runtime.h"
 #include "mote/status.h"
 
 namespace mote {
-
-/// The only layout this core reads. An export of another version is refused.
-inline constexpr int64_t kLayoutVersion = 1;
 
 /// Hyper-parameters of one layer; the names are those of docs/operator.md.
 struct TernaryMoEConfig {
@@ -20,32 +18,23 @@ struct TernaryMoEConfig {
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
   const char* activation = nullptr;  // zero-terminated, "silu"
-  const char* packing = nullptr;     // zero-terminated, "2bit"
+  const char* packing = nullptr;     // zero-terminated, "2bit" or "1.6bit"
   int64_t layout_version = 0;
+  const char* shared_format = nullptr;  // zero-terminated, "none", "bf16", "int8" or "int4"
+  int64_t shared_group_size = 0;        // 32, 64 or 128 for "int4", else 0
 };
 
-/// A tensor owned by the runtime: data is not copied and must outlive the layer. No alignment is assumed.
-struct TensorView {
-  const void* data = nullptr;
-  const int64_t* shape = nullptr;
-  size_t rank = 0;
-};
-
-/// Weights of one layer, in the shapes of docs/operator.md.
+/// Weights of one layer, in the shapes of docs/operator.md. What the layer has not is left as it is (no data).
 struct TernaryMoEWeights {
-  TensorView router;          // float32 [E, H]
-  TensorView gate_up_packed;  // uint8 [E, ceil(I/16), 2, ceil(H/16), 64]
-  TensorView gate_up_scale;   // float32 [E, 2]
-  TensorView down_packed;     // uint8 [E, ceil(H/16), ceil(I/16), 64]
-  TensorView down_scale;      // float32 [E]
-};
-
-/// How the core asks the runtime's thread pool for work: run task(arg, i) for every i in [0, count), in any order,
-/// on any threads, and return true when all are done. False says that some were not run and that none is running any more.
-/// A null `run` means: serially, on the caller's thread.
-struct ThreadPool {
-  bool (*run)(void* pool, void (*task)(void* arg, size_t index), size_t count, void* arg) = nullptr;
-  void* pool = nullptr;
+  TensorView router;                // float32 [E, H]
+  TensorView gate_up_packed;        // uint8 [E, ceil(I/16), 2, ceil(H/C), 64], C = 16 or 20 by packing
+  TensorView gate_up_scale;         // float32 [E, 2]
+  TensorView down_packed;           // uint8 [E, ceil(H/16), ceil(I/C), 64]
+  TensorView down_scale;            // float32 [E]
+  TensorView shared_gate_up;        // uint8 [ceil(I/16), 2, ceil(H/Cs), 64], Cs = 2, 4 or 8 by shared_format
+  TensorView shared_gate_up_scale;  // bfloat16 [ceil(I/16), 2, G, 16]
+  TensorView shared_down;           // uint8 [ceil(H/16), ceil(I/Cs), 64]
+  TensorView shared_down_scale;     // bfloat16 [ceil(H/16), G, 16]
 };
 
 /// A validated layer. Cheap to copy, immutable, usable from several threads at once.
@@ -72,15 +61,19 @@ class TernaryMoE {
   const float* gate_up_scale_ = nullptr;
   const uint8_t* down_packed_ = nullptr;
   const float* down_scale_ = nullptr;
+  const uint8_t* shared_gate_up_ = nullptr;
+  const void* shared_gate_up_scale_ = nullptr;
+  const uint8_t* shared_down_ = nullptr;
+  const void* shared_down_scale_ = nullptr;
   int64_t num_experts_ = 0;
   int64_t top_k_ = 0;
   bool normalize_topk_ = false;
   int64_t hidden_size_ = 0;
   int64_t intermediate_size_ = 0;
+  WeightFormat packing_ = WeightFormat::kTwoBit;
+  bool has_shared_ = false;
+  WeightFormat shared_format_ = WeightFormat::kBf16;
+  int64_t shared_group_size_ = 0;
 };
-
-/// Name of the instruction set chosen for this process: "scalar", "avx2", "avx512vnni". Chosen once, from CPUID, or from the
-/// environment variable MOTE_ISA (for tests; an ISA the CPU lacks is refused and the best one is used).
-const char* isa_name();
 
 }  // namespace mote
