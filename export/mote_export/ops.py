@@ -1,28 +1,44 @@
-"""`torch.ops.mote.ternary_moe`: the operator of docs/operator.md as a torch custom op, with a reference that defines its bits.
+"""`torch.ops.mote.ternary_moe` and `ternary_matmul`: the operators of docs/operator.md as torch custom ops that define their bits.
 
 The reference runs every float32 operation of the specification as one eager torch operation, and the integer dot products as
-float32 matrix products of small integers, which are exact below 2^24. So the kernels of the runtimes can be compared with `==`.
-Importing this module registers the op, its fake kernel and the `.out` variant that ExecuTorch lowers to.
+matrix products of small integers in a float type that holds them exactly. So the kernels of the runtimes can be compared with `==`.
+Importing this module registers the ops, their fake kernels and the `.out` variants that ExecuTorch lowers to.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from mote_export.model.quantizers import quantize_activations
-from mote_export.packing import LAYOUT_VERSION, unpack_2bit, unpack_gate_up
+from mote_export.packing import (
+    LAYOUT_VERSION,
+    PACKINGS,
+    SHARED_FORMATS,
+    Array,
+    unpack_gate_up,
+    unpack_scales,
+)
 
 LANES = 16
 EXACT_FLOAT32_INTEGER = 1 << 24
+TOKENS_AT_ONCE, ROWS_AT_ONCE = 64, 1024  # of the bfloat16 sums, whose intermediate results then stay in the cache
+NO_SHARED_EXPERT = "none"
 NAN = float("nan")
 
-SCHEMA = (
+MOE_SCHEMA = (
     "(Tensor x, Tensor router, Tensor gate_up_packed, Tensor gate_up_scale, Tensor down_packed, Tensor down_scale, "
+    "Tensor? shared_gate_up, Tensor? shared_gate_up_scale, Tensor? shared_down, Tensor? shared_down_scale, "
     "int num_experts, int top_k, bool normalize_topk, int intermediate_size, str activation, str packing, "
-    "int layout_version"
+    "int layout_version, str shared_format, int shared_group_size"
+)
+MATMUL_SCHEMA = (
+    "(Tensor x, Tensor packed, Tensor scale, int in_features, int out_features, str packing, int layout_version"
 )
 _LIBRARY = torch.library.Library("mote", "DEF")
-_LIBRARY.define(f"ternary_moe{SCHEMA}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-_LIBRARY.define(f"ternary_moe.out{SCHEMA}, *, Tensor(a!) out) -> Tensor(a!)", tags=(torch.Tag.pt2_compliant_tag,))
+for _name, _schema in (("ternary_moe", MOE_SCHEMA), ("ternary_matmul", MATMUL_SCHEMA)):
+    _LIBRARY.define(f"{_name}{_schema}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.define(f"{_name}.out{_schema}, *, Tensor(a!) out) -> Tensor(a!)", tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def _ternary_moe(
@@ -32,6 +48,10 @@ def _ternary_moe(
     gate_up_scale: Tensor,
     down_packed: Tensor,
     down_scale: Tensor,
+    shared_gate_up: Tensor | None,
+    shared_gate_up_scale: Tensor | None,
+    shared_down: Tensor | None,
+    shared_down_scale: Tensor | None,
     num_experts: int,
     top_k: int,
     normalize_topk: bool,
@@ -39,15 +59,13 @@ def _ternary_moe(
     activation: str,
     packing: str,
     layout_version: int,
+    shared_format: str,
+    shared_group_size: int,
 ) -> Tensor:
-    if (activation, packing, layout_version) != ("silu", "2bit", LAYOUT_VERSION):
-        raise ValueError(
-            f"activation {activation!r}, packing {packing!r}, layout version {layout_version}: expected 'silu', '2bit', "
-            f"{LAYOUT_VERSION}"
-        )
+    if activation != "silu":
+        raise ValueError(f"activation {activation!r}, expected 'silu'")
     hidden_size = x.shape[-1]
-    if 127 * max(hidden_size, intermediate_size) >= EXACT_FLOAT32_INTEGER:
-        raise ValueError(f"sizes {hidden_size} and {intermediate_size} are beyond the reference's exact range")
+    _check_packing(packing, layout_version, max(hidden_size, intermediate_size))
     tokens = x.reshape(-1, hidden_size)
     logits = router_logits(tokens, router)
     expert, gate = select_experts(logits, top_k, normalize_topk)
@@ -57,20 +75,136 @@ def _ternary_moe(
         token, rank = torch.where(expert == index)
         if token.numel() == 0:
             continue
-        gate_w, up_w, down_w = _unpack_expert(gate_up_packed[index], down_packed[index], hidden_size, intermediate_size)
-        gate_value = (codes[token] @ gate_w.T) * (step[token] * gate_up_scale[index, 0])
-        up_value = (codes[token] @ up_w.T) * (step[token] * gate_up_scale[index, 1])
-        hidden = gate_value / (exp(-gate_value) + 1.0) * up_value
+        gate_w, up_w = unpack_gate_up(gate_up_packed[index].numpy(), intermediate_size, hidden_size, PACKINGS[packing])
+        gate_value = _ternary_product(codes[token], gate_w, step[token] * gate_up_scale[index, 0])
+        up_value = _ternary_product(codes[token], up_w, step[token] * gate_up_scale[index, 1])
+        hidden = silu(gate_value) * up_value
         h_codes, h_step = quantize_activations(hidden)
-        down_value = (h_codes @ down_w.T) * (h_step * down_scale[index])
+        down_w = PACKINGS[packing].unpack(down_packed[index].numpy(), hidden_size, intermediate_size)
+        down_value = _ternary_product(h_codes, down_w, h_step * down_scale[index])
         down_value[~hidden.isfinite().all(dim=-1)] = NAN
         contribution[token, rank] = down_value
     y = gate[:, 0, None] * contribution[:, 0]
     for rank_index in range(1, top_k):
         y = y + gate[:, rank_index, None] * contribution[:, rank_index]
-    invalid = ~(tokens.isfinite().all(dim=-1) & logits.isfinite().all(dim=-1))
-    y[invalid] = NAN
+    if shared_format != NO_SHARED_EXPERT:
+        matrices = (shared_gate_up, shared_gate_up_scale, shared_down, shared_down_scale)
+        y = _shared_expert(tokens, *matrices, intermediate_size, shared_format, shared_group_size) + y
+    y[~(tokens.isfinite().all(dim=-1) & logits.isfinite().all(dim=-1))] = NAN
     return torch.where(y.isnan(), NAN, y).view_as(x)
+
+
+def _ternary_matmul(
+    x: Tensor, packed: Tensor, scale: Tensor, in_features: int, out_features: int, packing: str, layout_version: int
+) -> Tensor:
+    _check_packing(packing, layout_version, in_features)
+    if x.shape[-1] != in_features:
+        raise ValueError(f"x has {x.shape[-1]} features, expected {in_features}")
+    tokens = x.reshape(-1, in_features)
+    codes, step = quantize_activations(tokens)
+    weight = PACKINGS[packing].unpack(packed.numpy(), out_features, in_features)
+    y = _ternary_product(codes, weight, step * scale)
+    y[~tokens.isfinite().all(dim=-1)] = NAN
+    return torch.where(y.isnan(), NAN, y).view(*x.shape[:-1], out_features)
+
+
+def _check_packing(packing: str, layout_version: int, greatest_size: int) -> None:
+    if packing not in PACKINGS or layout_version != LAYOUT_VERSION:
+        raise ValueError(
+            f"packing {packing!r}, layout version {layout_version}: expected {' or '.join(PACKINGS)}, {LAYOUT_VERSION}"
+        )
+    if 127 * greatest_size >= EXACT_FLOAT32_INTEGER:
+        raise ValueError(f"size {greatest_size} is beyond the reference's exact range")
+
+
+def _ternary_product(codes: Tensor, weight: Array, factor: Tensor) -> Tensor:
+    """float(acc) * factor of step 5: codes [T, K], ternary weight int8 [N, K], factor [T, 1]; [T, N]."""
+    return (codes @ torch.from_numpy(weight).float().T) * factor
+
+
+def _shared_expert(
+    tokens: Tensor,
+    gate_up: Tensor | None,
+    gate_up_scale: Tensor | None,
+    down: Tensor | None,
+    down_scale: Tensor | None,
+    intermediate_size: int,
+    shared_format: str,
+    group_size: int,
+) -> Tensor:
+    """S of docs/operator.md, step 6, for tokens [T, H]."""
+    if shared_format not in SHARED_PRODUCTS:
+        raise ValueError(f"shared format {shared_format!r}, expected none, {', '.join(SHARED_PRODUCTS)}")
+    if gate_up is None or down is None:
+        raise ValueError(f"shared format {shared_format!r} needs the weights of the shared expert")
+    product = SHARED_PRODUCTS[shared_format]
+    hidden_size = tokens.shape[1]
+
+    def matrix(x: Tensor, lines: Tensor, scale: Tensor | None, rows: int) -> Tensor:
+        values = SHARED_FORMATS[shared_format].packing.unpack(lines.numpy(), rows, x.shape[1])
+        return product(x, values, None if scale is None else unpack_scales(scale, rows), group_size)
+
+    gate_scale, up_scale = (None, None) if gate_up_scale is None else gate_up_scale.unbind(1)
+    gate_value = matrix(tokens, gate_up[:, 0], gate_scale, intermediate_size)
+    up_value = matrix(tokens, gate_up[:, 1], up_scale, intermediate_size)
+    hidden = silu(gate_value) * up_value
+    result = matrix(hidden, down, down_scale, hidden_size)
+    result[~hidden.isfinite().all(dim=-1)] = NAN
+    return result
+
+
+def product_bf16(x: Tensor, bits: Array, scale: Tensor | None, group_size: int) -> Tensor:
+    """Sequential float32 sums over even and over odd inputs: x [T, K], bit patterns uint16 [N, K]; [T, N]."""
+    rows, cols = bits.shape
+    pairs = (cols + 1) // 2
+    # An input beyond K adds 0 * 0 to a sum that is never -0.
+    weight = torch.zeros(2 * pairs, rows, dtype=torch.bfloat16)
+    weight[:cols] = torch.from_numpy(bits).view(torch.bfloat16).T
+    weight = weight.view(pairs, 2, rows)
+    inputs = torch.nn.functional.pad(x, (0, 2 * pairs - cols)).T.reshape(pairs, 2, -1).contiguous()
+    y = torch.empty(x.shape[0], rows)
+    for first_row in range(0, rows, ROWS_AT_ONCE):
+        w = weight[:, :, None, first_row : first_row + ROWS_AT_ONCE].float()
+        for first_token in range(0, x.shape[0], TOKENS_AT_ONCE):
+            v = inputs[:, :, first_token : first_token + TOKENS_AT_ONCE, None]
+            sums = torch.zeros(2, v.shape[2], w.shape[3])
+            term = torch.empty_like(sums)
+            for pair in range(pairs):
+                sums.add_(torch.mul(w[pair], v[pair], out=term))
+            y[first_token : first_token + v.shape[2], first_row : first_row + w.shape[3]] = sums[0] + sums[1]
+    return y
+
+
+def product_int8(x: Tensor, codes: Array, scale: Tensor | None, group_size: int) -> Tensor:
+    """(float(acc) * w) * d: x [T, K], codes int8 [N, K], scale float32 [N, 1]; [T, N]."""
+    assert scale is not None
+    q, step = quantize_activations(x)
+    total = (q.double() @ torch.from_numpy(codes).double().T).float()  # up to 127 * 127 * K: beyond float32's integers
+    return (total * scale[:, 0]) * step
+
+
+def product_int4(x: Tensor, codes: Array, scale: Tensor | None, group_size: int) -> Tensor:
+    """a * d, a the sum of float(acc) * w over the groups in order: x [T, K], codes int8 [N, K], scale float32 [N, G]; [T, N]."""
+    assert scale is not None
+    q, step = quantize_activations(x)
+    weight = torch.from_numpy(codes).float()
+    total = torch.zeros(x.shape[0], codes.shape[0])
+    for group in range(scale.shape[1]):
+        part = slice(group * group_size, (group + 1) * group_size)
+        total = total + (q[:, part] @ weight[:, part].T) * scale[:, group]
+    return total * step
+
+
+SHARED_PRODUCTS: dict[str, Callable[[Tensor, Array, Tensor | None, int], Tensor]] = {
+    "bf16": product_bf16,
+    "int8": product_int8,
+    "int4": product_int4,
+}
+
+
+def silu(v: Tensor) -> Tensor:
+    """v / (1 + exp(-v)) with the exp below."""
+    return v / (exp(-v) + 1.0)
 
 
 def router_logits(tokens: Tensor, router: Tensor) -> Tensor:
@@ -121,16 +255,6 @@ def exp(v: Tensor) -> Tensor:
     return p * ((n.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
-def _unpack_expert(
-    gate_up: Tensor, down: Tensor, hidden_size: int, intermediate_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gate, up [I, H] and down [H, I] of one expert as float32 -1, 0, 1."""
-    gate_codes, up_codes = unpack_gate_up(gate_up.numpy(), intermediate_size, hidden_size)
-    down_codes = unpack_2bit(down.numpy(), hidden_size, intermediate_size)
-    gate, up, down = (torch.from_numpy(codes).float() for codes in (gate_codes, up_codes, down_codes))
-    return gate, up, down
-
-
 def _ternary_moe_out(*args: object, out: Tensor) -> Tensor:
     return out.copy_(_ternary_moe(*args))  # type: ignore[arg-type]
 
@@ -139,6 +263,19 @@ def _ternary_moe_fake(x: Tensor, *args: object) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def _ternary_matmul_out(*args: object, out: Tensor) -> Tensor:
+    return out.copy_(_ternary_matmul(*args))  # type: ignore[arg-type]
+
+
+def _ternary_matmul_fake(
+    x: Tensor, packed: Tensor, scale: Tensor, in_features: int, out_features: int, packing: str, layout_version: int
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
 _LIBRARY.impl("ternary_moe", _ternary_moe, "CPU")
 _LIBRARY.impl("ternary_moe.out", _ternary_moe_out, "CPU")
+_LIBRARY.impl("ternary_matmul", _ternary_matmul, "CPU")
+_LIBRARY.impl("ternary_matmul.out", _ternary_matmul_out, "CPU")
 torch.library.register_fake("mote::ternary_moe", _ternary_moe_fake, lib=_LIBRARY)
+torch.library.register_fake("mote::ternary_matmul", _ternary_matmul_fake, lib=_LIBRARY)
