@@ -4,8 +4,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "kernels/tables.h"
-#include "mote/ternary_moe.h"
+#include "mote/runtime.h"
 
 namespace mote {
 namespace {
@@ -19,11 +23,20 @@ bool cpu_has_avx2() {
   return __builtin_cpu_supports("avx2");
 }
 
+bool cpu_has_avxvnni() {
+  // Compilers know this one's name only since gcc 13 and clang 19: leaf 7, sub-leaf 1, EAX bit 4. The registers are AVX2's.
+  constexpr unsigned kAvxVnniBit = 1u << 4;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return cpu_has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnniBit) != 0;
+}
+
 bool cpu_has_avx512vnni() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
+
+bool cpu_has_avx512vbmi() { return cpu_has_avx512vnni() && __builtin_cpu_supports("avx512vbmi"); }
 #endif
 
 /// The registry, slowest first. A new ISA adds its line here.
@@ -31,7 +44,9 @@ constexpr IsaEntry kEntries[] = {
     {"scalar", &scalar_kernels, always},
 #if defined(__x86_64__)
     {"avx2", &avx2_kernels, cpu_has_avx2},
+    {"avxvnni", &avxvnni_kernels, cpu_has_avxvnni},
     {"avx512vnni", &avx512vnni_kernels, cpu_has_avx512vnni},
+    {"avx512vbmi", &avx512vbmi_kernels, cpu_has_avx512vbmi},
 #endif
 };
 constexpr size_t kNumEntries = sizeof(kEntries) / sizeof(kEntries[0]);

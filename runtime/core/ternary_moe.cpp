@@ -1,8 +1,8 @@
 #include "mote/ternary_moe.h"
 
-#include <cmath>
 #include <cstring>
 
+#include "checks.h"
 #include "dispatch.h"
 #include "layer_run.h"
 #include "layout.h"
@@ -10,108 +10,142 @@
 namespace mote {
 namespace {
 
-constexpr size_t kMaxRank = 5;
+constexpr const char* kSizes = "num_experts, hidden_size, intermediate_size and packing";
+constexpr const char* kSharedSizes = "hidden_size, intermediate_size, shared_format and shared_group_size";
 
-/// A tensor's expected shape, and its name for messages.
-struct Expected {
-  const char* name;
-  size_t rank;
-  size_t shape[kMaxRank];
+/// The formats of a layer, parsed.
+struct Formats {
+  WeightFormat packing = WeightFormat::kTwoBit;
+  bool has_shared = false;
+  WeightFormat shared = WeightFormat::kBf16;
 };
 
-Status check_range(const char* name, int64_t found, int64_t low, int64_t high) {
-  if (found >= low && found <= high) return Status::ok();
-  return Status::error("%s is %lld, but must be %lld to %lld", name, static_cast<long long>(found),
-                       static_cast<long long>(low), static_cast<long long>(high));
+Status parse_shared_format(const TernaryMoEConfig& config, Formats* formats) {
+  const char* found = config.shared_format;
+  constexpr const char* kKnown = "\"none\", \"bf16\", \"int8\" and \"int4\"";
+  if (found == nullptr) return Status::error("shared_format is missing; this version of mote knows %s", kKnown);
+  formats->has_shared = true;
+  if (std::strcmp(found, "none") == 0) {
+    formats->has_shared = false;
+  } else if (std::strcmp(found, "bf16") == 0) {
+    formats->shared = WeightFormat::kBf16;
+  } else if (std::strcmp(found, "int8") == 0) {
+    formats->shared = WeightFormat::kInt8;
+  } else if (std::strcmp(found, "int4") == 0) {
+    formats->shared = WeightFormat::kInt4;
+  } else {
+    return Status::error("shared_format is \"%.64s\", but this version of mote knows only %s", found, kKnown);
+  }
+
+  const auto group = static_cast<long long>(config.shared_group_size);
+  const bool takes_groups = formats->has_shared && formats->shared == WeightFormat::kInt4;
+  if (takes_groups && group != 32 && group != 64 && group != 128) {
+    return Status::error("shared_group_size is %lld, but must be 32, 64 or 128 for int4", group);
+  }
+  if (!takes_groups && group != 0) {
+    return Status::error("shared_group_size is %lld, but must be 0 for shared_format %s", group, found);
+  }
+  return Status::ok();
 }
 
-Status check_word(const char* name, const char* found, const char* expected) {
-  if (found == nullptr) return Status::error("%s is missing; this version of mote knows \"%s\"", name, expected);
-  if (std::strcmp(found, expected) == 0) return Status::ok();
-  return Status::error("%s is \"%.64s\", but this version of mote knows only \"%s\"", name, found, expected);
-}
-
-Status check_config(const TernaryMoEConfig& config) {
-  const int64_t max_width = static_cast<int64_t>(kMaxWidth);
+Status check_config(const TernaryMoEConfig& config, Formats* formats) {
+  const auto max_width = static_cast<int64_t>(kMaxWidth);
   Status status = check_range("num_experts", config.num_experts, 1, static_cast<int64_t>(kMaxExperts));
   if (status.is_ok()) status = check_range("top_k", config.top_k, 1, config.num_experts);
   if (status.is_ok()) status = check_range("hidden_size", config.hidden_size, 1, max_width);
   if (status.is_ok()) status = check_range("intermediate_size", config.intermediate_size, 1, max_width);
   if (status.is_ok()) status = check_word("activation", config.activation, "silu");
-  if (status.is_ok()) status = check_word("packing", config.packing, "2bit");
-  if (status.is_ok() && config.layout_version != kLayoutVersion) {
-    status = Status::error("layout_version is %lld, but this version of mote reads %lld: export the model again",
-                           static_cast<long long>(config.layout_version), static_cast<long long>(kLayoutVersion));
-  }
+  if (status.is_ok()) status = parse_packing(config.packing, &formats->packing);
+  if (status.is_ok()) status = check_layout_version(config.layout_version);
+  if (status.is_ok()) status = parse_shared_format(config, formats);
   return status;
 }
 
-Status check_tensor(const TensorView& tensor, const Expected& expected, size_t element_bytes) {
-  if (tensor.rank != expected.rank) {
-    return Status::error("%s has rank %zu, but must have rank %zu", expected.name, tensor.rank, expected.rank);
-  }
-  if (tensor.shape == nullptr) return Status::error("%s has no shape; expected rank %zu", expected.name, expected.rank);
-  size_t bytes = element_bytes;
-  for (size_t i = 0; i < expected.rank; ++i) {
-    if (tensor.shape[i] < 0 || static_cast<uint64_t>(tensor.shape[i]) != expected.shape[i]) {
-      return Status::error("%s has size %lld in dimension %zu, but num_experts, hidden_size and intermediate_size "
-                           "ask for %zu",
-                           expected.name, static_cast<long long>(tensor.shape[i]), i, expected.shape[i]);
-    }
-    if (!checked_mul(bytes, expected.shape[i], &bytes) || bytes > PTRDIFF_MAX) {
-      return Status::error("%s is larger than this machine's address space", expected.name);
-    }
-  }
-  if (tensor.data == nullptr) return Status::error("%s has no data (a null pointer)", expected.name);
-  return Status::ok();
-}
+Status check_experts(const TernaryMoEConfig& config, WeightFormat packing, const TernaryMoEWeights& weights) {
+  const auto experts = static_cast<size_t>(config.num_experts);
+  const auto hidden = static_cast<size_t>(config.hidden_size);
+  const auto intermediate = static_cast<size_t>(config.intermediate_size);
+  const size_t gate_up[] = {experts, num_blocks(intermediate), 2, num_lines(packing, hidden), kLineBytes};
+  const size_t down[] = {experts, num_blocks(hidden), num_lines(packing, intermediate), kLineBytes};
 
-Status check_shapes(const TernaryMoEConfig& config, const TernaryMoEWeights& weights) {
-  const size_t experts = static_cast<size_t>(config.num_experts);
-  const size_t hidden = static_cast<size_t>(config.hidden_size);
-  const size_t hidden_blocks = num_blocks(hidden);
-  const size_t intermediate_blocks = num_blocks(static_cast<size_t>(config.intermediate_size));
-
-  Status status = check_tensor(weights.router, {"router", 2, {experts, hidden}}, sizeof(float));
+  Status status = check_tensor(weights.router, {"router", kSizes, 2, {experts, hidden}}, sizeof(float));
   if (status.is_ok()) {
     status = check_tensor(weights.gate_up_packed,
-                          {"gate_up_packed", 5, {experts, intermediate_blocks, 2, hidden_blocks, kLineBytes}}, 1);
+                          {"gate_up_packed", kSizes, 5, {gate_up[0], gate_up[1], gate_up[2], gate_up[3], gate_up[4]}}, 1);
   }
   if (status.is_ok()) {
-    status = check_tensor(weights.gate_up_scale, {"gate_up_scale", 2, {experts, 2}}, sizeof(float));
+    status = check_tensor(weights.gate_up_scale, {"gate_up_scale", kSizes, 2, {experts, 2}}, sizeof(float));
   }
   if (status.is_ok()) {
-    status = check_tensor(weights.down_packed,
-                          {"down_packed", 4, {experts, hidden_blocks, intermediate_blocks, kLineBytes}}, 1);
+    status = check_tensor(weights.down_packed, {"down_packed", kSizes, 4, {down[0], down[1], down[2], down[3]}}, 1);
   }
-  if (status.is_ok()) status = check_tensor(weights.down_scale, {"down_scale", 1, {experts}}, sizeof(float));
+  if (status.is_ok()) status = check_tensor(weights.down_scale, {"down_scale", kSizes, 1, {experts}}, sizeof(float));
+
+  if (status.is_ok()) status = check_values("gate_up_scale", weights.gate_up_scale, 2 * experts, false);
+  if (status.is_ok()) status = check_values("down_scale", weights.down_scale, experts, false);
+  if (status.is_ok()) status = check_values("router", weights.router, experts * hidden, true);
   return status;
 }
 
-/// Reads values of a tensor that need not be aligned.
-Status check_values(const char* name, const TensorView& tensor, size_t count, bool may_be_negative) {
-  for (size_t i = 0; i < count; ++i) {
-    float value;
-    std::memcpy(&value, static_cast<const char*>(tensor.data) + i * sizeof(float), sizeof(value));
-    if (std::isfinite(value) && (may_be_negative || value >= 0.0f)) continue;
-    return Status::error("%s has the value %g at index %zu, but must be finite%s", name, static_cast<double>(value), i,
-                         may_be_negative ? "" : " and not negative");
+Status check_no_shared(const TernaryMoEWeights& weights) {
+  constexpr const char* kReason = "shared_format none";
+  Status status = check_absent("shared_gate_up", weights.shared_gate_up, kReason);
+  if (status.is_ok()) status = check_absent("shared_gate_up_scale", weights.shared_gate_up_scale, kReason);
+  if (status.is_ok()) status = check_absent("shared_down", weights.shared_down, kReason);
+  if (status.is_ok()) status = check_absent("shared_down_scale", weights.shared_down_scale, kReason);
+  return status;
+}
+
+Status check_shared_scales(const TernaryMoEConfig& config, WeightFormat format, const TernaryMoEWeights& weights) {
+  if (format == WeightFormat::kBf16) {
+    const Status status = check_absent("shared_gate_up_scale", weights.shared_gate_up_scale, "shared_format bf16");
+    return status.is_ok() ? check_absent("shared_down_scale", weights.shared_down_scale, "shared_format bf16") : status;
   }
-  return Status::ok();
+  const auto hidden = static_cast<size_t>(config.hidden_size);
+  const auto intermediate = static_cast<size_t>(config.intermediate_size);
+  const auto group = static_cast<size_t>(config.shared_group_size);
+  const size_t hidden_groups = group == 0 ? 1 : ceil_div(hidden, group);
+  const size_t intermediate_groups = group == 0 ? 1 : ceil_div(intermediate, group);
+  Status status = check_tensor(weights.shared_gate_up_scale,
+                               {"shared_gate_up_scale", kSharedSizes, 4,
+                                {num_blocks(intermediate), 2, hidden_groups, kBlockRows}},
+                               sizeof(uint16_t));
+  if (status.is_ok()) {
+    status = check_tensor(weights.shared_down_scale,
+                          {"shared_down_scale", kSharedSizes, 3, {num_blocks(hidden), intermediate_groups, kBlockRows}},
+                          sizeof(uint16_t));
+  }
+  if (!status.is_ok()) return status;
+  status = check_bf16_scales("shared_gate_up_scale", weights.shared_gate_up_scale,
+                             num_blocks(intermediate) * 2 * hidden_groups * kBlockRows);
+  if (!status.is_ok()) return status;
+  return check_bf16_scales("shared_down_scale", weights.shared_down_scale,
+                           num_blocks(hidden) * intermediate_groups * kBlockRows);
+}
+
+Status check_shared(const TernaryMoEConfig& config, WeightFormat format, const TernaryMoEWeights& weights) {
+  const auto hidden = static_cast<size_t>(config.hidden_size);
+  const auto intermediate = static_cast<size_t>(config.intermediate_size);
+  Status status = check_tensor(
+      weights.shared_gate_up,
+      {"shared_gate_up", kSharedSizes, 4, {num_blocks(intermediate), 2, num_lines(format, hidden), kLineBytes}}, 1);
+  if (status.is_ok()) {
+    status = check_tensor(
+        weights.shared_down,
+        {"shared_down", kSharedSizes, 3, {num_blocks(hidden), num_lines(format, intermediate), kLineBytes}}, 1);
+  }
+  return status.is_ok() ? check_shared_scales(config, format, weights) : status;
 }
 
 }  // namespace
 
 Status TernaryMoE::create(const TernaryMoEConfig& config, const TernaryMoEWeights& weights, TernaryMoE* layer) {
-  Status status = check_config(config);
-  if (status.is_ok()) status = check_shapes(config, weights);
-  if (!status.is_ok()) return status;
-
-  const size_t experts = static_cast<size_t>(config.num_experts);
-  const size_t hidden = static_cast<size_t>(config.hidden_size);
-  status = check_values("gate_up_scale", weights.gate_up_scale, 2 * experts, false);
-  if (status.is_ok()) status = check_values("down_scale", weights.down_scale, experts, false);
-  if (status.is_ok()) status = check_values("router", weights.router, experts * hidden, true);
+  Formats formats;
+  Status status = check_config(config, &formats);
+  if (status.is_ok()) status = check_experts(config, formats.packing, weights);
+  if (status.is_ok()) {
+    status = formats.has_shared ? check_shared(config, formats.shared, weights) : check_no_shared(weights);
+  }
   if (!status.is_ok()) return status;
 
   layer->router_ = static_cast<const float*>(weights.router.data);
@@ -119,11 +153,19 @@ Status TernaryMoE::create(const TernaryMoEConfig& config, const TernaryMoEWeight
   layer->gate_up_scale_ = static_cast<const float*>(weights.gate_up_scale.data);
   layer->down_packed_ = static_cast<const uint8_t*>(weights.down_packed.data);
   layer->down_scale_ = static_cast<const float*>(weights.down_scale.data);
+  layer->shared_gate_up_ = static_cast<const uint8_t*>(weights.shared_gate_up.data);
+  layer->shared_gate_up_scale_ = weights.shared_gate_up_scale.data;
+  layer->shared_down_ = static_cast<const uint8_t*>(weights.shared_down.data);
+  layer->shared_down_scale_ = weights.shared_down_scale.data;
   layer->num_experts_ = config.num_experts;
   layer->top_k_ = config.top_k;
   layer->normalize_topk_ = config.normalize_topk;
   layer->hidden_size_ = config.hidden_size;
   layer->intermediate_size_ = config.intermediate_size;
+  layer->packing_ = formats.packing;
+  layer->has_shared_ = formats.has_shared;
+  layer->shared_format_ = formats.shared;
+  layer->shared_group_size_ = config.shared_group_size;
   return Status::ok();
 }
 

@@ -4,15 +4,19 @@
 // nothing of the standard library is called.
 //
 // `Isa` has:
-//   Float, Int     16 lanes of float32 and int32 with the operations used below
-//   kTileTokens    see KernelTable::tile_tokens
-//   dot<T>(lines, num_lines, q, acc)   sum (t + 1) * q of a block of rows for T tokens. It reads one stream of lines from
-//                  beginning to end: two streams in turn were half as fast from DRAM
+//   Float, Int          16 lanes of float32 and int32 with the operations used below
+//   kTileTokens         see FormatKernels::tile_tokens, for integer formats; kFloatTileTokens for bf16
+//   code_offset<Format>()   what the codes of a line exceed Format's by when this ISA multiplies them: 128 where a signed
+//                       code must become an unsigned one, else 0
+//   dot<Format, T>(lines, num_lines, inputs, acc)   acc[t] += sum code * q of a block of rows, for T tokens, whose four inputs of
+//                       plane p of line l are at inputs + 4 * ((l * kPlanes + p) * T + t). It reads one stream of lines from
+//                       beginning to end: two streams in turn were half as fast from DRAM
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/formats.h"
 #include "kernels/kernels.h"
 #include "layout.h"
 
@@ -27,7 +31,7 @@
 namespace mote {
 
 inline constexpr size_t kLanes = 16;
-static_assert(kLanes == kBlockRows && kLanes == kLineInputs, "a vector is a block of rows");
+static_assert(kLanes == kBlockRows, "a vector is a block of rows");
 
 namespace {
 
@@ -50,7 +54,7 @@ struct LayerKernels {
     return n >= kLanes ? Float::load(v) : Float::load_partial(v, n);
   }
 
-  static QuantizedRow quantize_row(const float* v, size_t n, int8_t* q) {
+  static QuantizedRow quantize_row(const float* v, size_t n, size_t group_size, int8_t* q, int32_t* group_sums) {
     constexpr int32_t kInfinityBits = 0x7f800000;
     constexpr float kLeastMagnitude = 1e-5f;
     constexpr float kLargestCode = 127.0f;
@@ -61,23 +65,51 @@ struct LayerKernels {
       largest = Int::max(largest, load_up_to_16(v + k, n - k).magnitude_bits());
     }
     const int32_t bits = largest.reduce_max();
-    if (bits >= kInfinityBits) {
-      for (size_t k = 0; k < n; k += kLanes) Int::zero().store_int8(q + k);
-      return {__builtin_nanf(""), 0, false};
-    }
-
+    const bool finite = bits < kInfinityBits;
     float a;
     __builtin_memcpy(&a, &bits, sizeof(a));
     const float m = a > kLeastMagnitude ? a : kLeastMagnitude;
     const Float s = Float::all(kLargestCode / m);
-    Int sum = Int::zero();
-    for (size_t k = 0; k < n; k += kLanes) {
-      // |v * s| <= 127 * (1 + 2^-23), so rounding already lands in [-127, 127] and store_int8 saturates nothing.
-      const Int code = (load_up_to_16(v + k, n - k) * s).round_to_int();
-      code.store_int8(q + k);
-      sum = sum + code;
+
+    size_t k = 0;
+    int32_t row_sum = 0;
+    const size_t group = group_sums != nullptr ? group_size : n;
+    for (size_t begin = 0; begin < n && finite; begin += group) {
+      const size_t end = n - begin < group ? n : begin + group;
+      Int sum = Int::zero();
+      for (k = begin; k < end; k += kLanes) {
+        // |v * s| <= 127 * (1 + 2^-23), so rounding already lands in [-127, 127] and store_int8 saturates nothing.
+        const Int code = (load_up_to_16(v + k, n - k) * s).round_to_int();
+        code.store_int8(q + k);
+        sum = sum + code;
+      }
+      const int32_t group_sum = sum.reduce_add();
+      row_sum += group_sum;
+      if (group_sums != nullptr) group_sums[begin / group] = group_sum;
     }
-    return {m / kLargestCode, sum.reduce_add(), true};
+    for (; k < code_row_size(n); k += kLanes) Int::zero().store_int8(q + k);
+    if (finite) return {m / kLargestCode, row_sum, true};
+    for (size_t begin = 0; begin < n && group_sums != nullptr; begin += group) group_sums[begin / group] = 0;
+    return {__builtin_nanf(""), 0, false};
+  }
+
+  static void interleave(const void* const* rows, size_t count, size_t num_words, size_t padded_words, void* out) {
+    constexpr size_t kWord = 4;
+    auto* to = static_cast<char*>(out);
+    if (count == 1) {
+      __builtin_memcpy(to, rows[0], num_words * kWord);
+    } else {
+      // Some words of all rows, then the next: what is written stays in the first cache until it is whole.
+      constexpr size_t kWordsAtOnce = 64;
+      for (size_t begin = 0; begin < num_words; begin += kWordsAtOnce) {
+        const size_t end = num_words - begin < kWordsAtOnce ? num_words : begin + kWordsAtOnce;
+        for (size_t t = 0; t < count; ++t) {
+          const auto* row = static_cast<const char*>(rows[t]);
+          for (size_t w = begin; w < end; ++w) __builtin_memcpy(to + kWord * (w * count + t), row + kWord * w, kWord);
+        }
+      }
+    }
+    __builtin_memset(to + kWord * num_words * count, 0, kWord * (padded_words - num_words) * count);
   }
 
   /// exp as defined in docs/operator.md: Cephes' expf without fused operations.
@@ -140,57 +172,106 @@ struct LayerKernels {
     return true;
   }
 
-  /// float(sum t * q) * (d * scale) from sum (t + 1) * q.
-  static Float dequantize(Int acc, const TokenTile& tile, size_t token, float scale) {
-    return (acc - Int::all(tile.sum[token])).to_float() * Float::all(tile.d[token] * scale);
-  }
-
-  template <int T>
-  static void gate_up_tile(const uint8_t* lines, size_t num_lines, const TokenTile& tile, const float* gate_up_scale,
-                           float* h, size_t h_stride) {
-    Int gate_acc[T], up_acc[T];
-    Isa::template dot<T>(lines, num_lines, tile.q, gate_acc);
-    Isa::template dot<T>(lines + num_lines * kLineBytes, num_lines, tile.q, up_acc);
-    for (int t = 0; t < T; ++t) {
-      const Float gate = dequantize(gate_acc[t], tile, t, gate_up_scale[0]);
-      const Float up = dequantize(up_acc[t], tile, t, gate_up_scale[1]);
-      (silu(gate) * up).store(h + t * h_stride);
+  /// The value of one matrix of an integer format for T tokens, steps 5 and 6.
+  template <class Format, int T>
+  [[gnu::noinline]] static void linear(const BlockShape& shape, const Block& block, const TokenTile& tile,
+                                       Float (&out)[T]) {
+    const auto* inputs = static_cast<const int8_t*>(tile.inputs);
+    // What the codes exceed the weights by comes off in advance, by the sum of the inputs.
+    constexpr int32_t kOffset = Format::kZero + Isa::template code_offset<Format>();
+    Int acc[T];
+    if constexpr (!Format::kGroups) {
+      for (int t = 0; t < T; ++t) acc[t] = Int::all(-kOffset * tile.sum[t]);
+      Isa::template dot<Format, T>(block.lines, shape.num_lines, inputs, acc);
+      for (int t = 0; t < T; ++t) out[t] = acc[t].to_float() * Float::all(tile.d[t] * block.scale);
+    } else {
+      const auto* scales = static_cast<const uint8_t*>(block.group_scales);
+      const bool one_group = shape.lines_per_group >= shape.num_lines;
+      const int32_t* sums = one_group ? tile.sum : tile.group_sums;
+      for (int t = 0; t < T; ++t) out[t] = Float::all(0.0f);
+      for (size_t line = 0; line < shape.num_lines; line += shape.lines_per_group) {
+        const size_t left = shape.num_lines - line;
+        for (int t = 0; t < T; ++t) acc[t] = Int::all(-kOffset * sums[t]);
+        Isa::template dot<Format, T>(block.lines + line * kLineBytes,
+                                     left < shape.lines_per_group ? left : shape.lines_per_group,
+                                     inputs + line * (Format::kPlanes * kPlaneInputs * T), acc);
+        const Float scale = Float::load_bf16(scales);
+        for (int t = 0; t < T; ++t) out[t] = out[t] + acc[t].to_float() * scale;
+        scales += kLanes * sizeof(uint16_t);
+        sums += T;
+      }
+      for (int t = 0; t < T; ++t) out[t] = out[t] * Float::all(tile.d[t]);
     }
   }
 
+  /// The same for bf16: two sums for each token, over even and over odd inputs. A line has 16 rows by two inputs.
   template <int T>
-  static void down_tile(const uint8_t* lines, size_t num_lines, const TokenTile& tile, float down_scale,
-                        float* results) {
-    Int acc[T];
-    Isa::template dot<T>(lines, num_lines, tile.q, acc);
-    for (int t = 0; t < T; ++t) dequantize(acc[t], tile, t, down_scale).store(results + kLanes * t);
+  [[gnu::noinline]] static void linear_bf16(const BlockShape& shape, const Block& block, const TokenTile& tile,
+                                            Float (&out)[T]) {
+    const auto* inputs = static_cast<const float*>(tile.inputs);
+    Float even[T], odd[T];
+    for (int t = 0; t < T; ++t) even[t] = odd[t] = Float::all(0.0f);
+    for (size_t line = 0; line < shape.num_lines; ++line, inputs += 2 * T) {
+      const uint8_t* weights = block.lines + line * kLineBytes;
+      prefetch_ahead(weights);
+      const Float even_weight = Float::load_even_bf16(weights);
+      const Float odd_weight = Float::load_odd_bf16(weights);
+#pragma GCC unroll 16
+      for (int t = 0; t < T; ++t) {
+        even[t] = even[t] + even_weight * Float::all(inputs[t]);
+        odd[t] = odd[t] + odd_weight * Float::all(inputs[T + t]);
+      }
+    }
+    for (int t = 0; t < T; ++t) out[t] = even[t] + odd[t];
   }
+
+  /// One matrix of any format.
+  struct Bf16 {
+    static constexpr int kMaxTile = Isa::kFloatTileTokens;
+    template <int T>
+    static void values(const BlockShape& shape, const Block& block, const TokenTile& tile, Float (&out)[T]) {
+      linear_bf16<T>(shape, block, tile, out);
+    }
+  };
+  template <class Format>
+  struct Integer {
+    static constexpr int kMaxTile = Isa::kTileTokens;
+    template <int T>
+    static void values(const BlockShape& shape, const Block& block, const TokenTile& tile, Float (&out)[T]) {
+      linear<Format, T>(shape, block, tile, out);
+    }
+  };
 
   /// Picks the instantiation for tile.count, which is 1 to T.
-  template <int T = Isa::kTileTokens>
-  static void gate_up_block(const uint8_t* lines, size_t num_lines, const TokenTile& tile, const float* gate_up_scale,
-                            float* h, size_t h_stride) {
+  template <class Matrix, int T = Matrix::kMaxTile>
+  static void gate_up_block(const BlockShape& shape, const Block& gate, const Block& up, const TokenTile& tile, float* h,
+                            size_t h_stride) {
     if constexpr (T > 1) {
-      if (tile.count < T) return gate_up_block<T - 1>(lines, num_lines, tile, gate_up_scale, h, h_stride);
+      if (tile.count < T) return gate_up_block<Matrix, T - 1>(shape, gate, up, tile, h, h_stride);
     }
-    gate_up_tile<T>(lines, num_lines, tile, gate_up_scale, h, h_stride);
+    Float gate_value[T], up_value[T];
+    Matrix::template values<T>(shape, gate, tile, gate_value);
+    Matrix::template values<T>(shape, up, tile, up_value);
+    for (int t = 0; t < T; ++t) (silu(gate_value[t]) * up_value[t]).store(h + t * h_stride);
   }
 
-  template <int T = Isa::kTileTokens>
-  static void down_block(const uint8_t* lines, size_t num_lines, const TokenTile& tile, float down_scale,
-                         float* results) {
+  template <class Matrix, int T = Matrix::kMaxTile>
+  static void linear_block(const BlockShape& shape, const Block& block, const TokenTile& tile, float* results) {
     if constexpr (T > 1) {
-      if (tile.count < T) return down_block<T - 1>(lines, num_lines, tile, down_scale, results);
+      if (tile.count < T) return linear_block<Matrix, T - 1>(shape, block, tile, results);
     }
-    down_tile<T>(lines, num_lines, tile, down_scale, results);
+    Float value[T];
+    Matrix::template values<T>(shape, block, tile, value);
+    for (int t = 0; t < T; ++t) value[t].store(results + kLanes * t);
   }
 
-  static void combine(const float* results, const uint32_t* slots, const float* gates, size_t top_k, float* y,
-                      size_t n) {
+  static void combine(const float* results, const uint32_t* slots, const float* gates, size_t top_k, const float* shared,
+                      float* y, size_t n) {
     Float sum = Float::all(gates[0]) * Float::load(results + kLanes * slots[0]);
     for (size_t rank = 1; rank < top_k; ++rank) {
       sum = sum + Float::all(gates[rank]) * Float::load(results + kLanes * slots[rank]);
     }
+    if (shared != nullptr) sum = Float::load(shared) + sum;
     sum = sum.canonical_nan();
     if (n >= kLanes) {
       sum.store(y);
@@ -199,9 +280,19 @@ struct LayerKernels {
     }
   }
 
+  template <class Matrix>
+  static constexpr FormatKernels format_kernels() {
+    static_assert(Matrix::kMaxTile <= static_cast<int>(kMaxTileTokens), "a TokenTile is too small for this ISA");
+    return {Matrix::kMaxTile, &gate_up_block<Matrix>, &linear_block<Matrix>};
+  }
+
   static constexpr KernelTable table() {
-    static_assert(Isa::kTileTokens <= kMaxTileTokens, "a TokenTile is too small for this ISA");
-    return {Isa::kTileTokens, &quantize_row, &route, &gate_up_block<>, &down_block<>, &combine};
+    return {&quantize_row,
+            &interleave,
+            &route,
+            &combine,
+            {format_kernels<Integer<TwoBit>>(), format_kernels<Integer<OneSixBit>>(), format_kernels<Integer<Int4>>(),
+             format_kernels<Integer<Int8>>(), format_kernels<Bf16>()}};
   }
 };
 

@@ -33,6 +33,20 @@ struct FloatLanes {
     for (size_t i = 0; i < n; ++i) padded[i] = p[i];
     return load(padded);
   }
+  static FloatLanes load_bf16(const uint8_t* p) {
+    return each([=](int i) { return widen(vmovl_u16(vreinterpret_u16_u8(vld1_u8(p + 8 * i)))); });
+  }
+  static FloatLanes load_even_bf16(const uint8_t* line) {
+    return each([=](int i) { return widen(load_words(line, i)); });
+  }
+  static FloatLanes load_odd_bf16(const uint8_t* line) {
+    const uint32x4_t high_half = vdupq_n_u32(0xffff0000);
+    return each([=](int i) { return vreinterpretq_f32_u32(vandq_u32(load_words(line, i), high_half)); });
+  }
+  /// The bfloat16 in the low half of each lane.
+  static float32x4_t widen(uint32x4_t low_half) { return vreinterpretq_f32_u32(vshlq_n_u32(low_half, 16)); }
+  /// By bytes, as a line may lie anywhere.
+  static uint32x4_t load_words(const uint8_t* line, int i) { return vreinterpretq_u32_u8(vld1q_u8(line + 16 * i)); }
   void store(float* p) const {
     for (int i = 0; i < kRegisters; ++i) vst1q_f32(p + i * kRegisterLanes, v[i]);
   }

@@ -32,6 +32,19 @@ struct FloatLanes {
     std::memcpy(out.lane, p, n * sizeof(float));
     return out;
   }
+  static FloatLanes load_bf16(const uint8_t* p) { return load_bf16(p, sizeof(uint16_t)); }
+  static FloatLanes load_even_bf16(const uint8_t* line) { return load_bf16(line, 2 * sizeof(uint16_t)); }
+  static FloatLanes load_odd_bf16(const uint8_t* line) { return load_bf16(line + sizeof(uint16_t), 2 * sizeof(uint16_t)); }
+  static FloatLanes load_bf16(const uint8_t* p, size_t stride) {
+    return each([=](size_t i) {
+      uint16_t high_half;
+      std::memcpy(&high_half, p + i * stride, sizeof(high_half));
+      const uint32_t bits = static_cast<uint32_t>(high_half) << 16;
+      float value;
+      std::memcpy(&value, &bits, sizeof(value));
+      return value;
+    });
+  }
   void store(float* p) const { std::memcpy(p, lane, sizeof(lane)); }
   void store_partial(float* p, size_t n) const { std::memcpy(p, lane, n * sizeof(float)); }
 
@@ -135,24 +148,45 @@ IntLanes FloatLanes::round_to_int() const {
   return IntLanes::each([&](size_t i) { return static_cast<int32_t>(::rintf(lane[i])); });
 }
 
+int32_t code(TwoBit, uint8_t byte, int plane) { return (byte >> (2 * plane)) & 3; }
+
+int32_t code(OneSixBit, uint8_t byte, int plane) {
+  constexpr int32_t kPowersOfThree[] = {1, 3, 9, 27, 81};
+  constexpr uint8_t kLargest = 242;
+  return (byte > kLargest ? kLargest : byte) / kPowersOfThree[plane] % 3;
+}
+
+int32_t code(Int4, uint8_t byte, int plane) { return (byte >> (4 * plane)) & 15; }
+
+int32_t code(Int8, uint8_t byte, int) { return static_cast<int8_t>(byte); }
+
 struct Scalar {
   using Float = FloatLanes;
   using Int = IntLanes;
   static constexpr int kTileTokens = 1;  // compilers vectorize add_line only if a loop over tokens is not in the way
+  static constexpr int kFloatTileTokens = 1;
 
-  template <int T>
-  static void dot(const uint8_t* lines, size_t num_lines, const int8_t* const* q, Int (&acc)[T]) {
-    for (int t = 0; t < T; ++t) acc[t] = Int::zero();
+  template <class Format>
+  static constexpr int32_t code_offset() {
+    return 0;
+  }
+
+  template <class Format, int T>
+  static void dot(const uint8_t* lines, size_t num_lines, const int8_t* inputs, Int (&acc)[T]) {
+    static_assert(T == kTileTokens, "one token at a time");
     for (size_t line = 0; line < num_lines; ++line) {
-      for (int t = 0; t < T; ++t) add_line(lines + line * kLineBytes, q[t] + line * kLineInputs, &acc[t]);
+      add_line<Format>(lines + line * kLineBytes, inputs + line * Format::kPlanes * kPlaneInputs, &acc[0]);
     }
   }
 
+  template <class Format>
   static void add_line(const uint8_t* line, const int8_t* q, Int* acc) {
-    for (int plane = 0; plane < 4; ++plane) {
+    for (int plane = 0; plane < Format::kPlanes; ++plane) {
       for (size_t row = 0; row < kBlockRows; ++row) {
         int32_t sum = 0;
-        for (int j = 0; j < 4; ++j) sum += ((line[4 * row + j] >> (2 * plane)) & 3) * q[4 * plane + j];
+        for (size_t j = 0; j < kPlaneInputs; ++j) {
+          sum += code(Format(), line[kPlaneInputs * row + j], plane) * q[kPlaneInputs * plane + j];
+        }
         acc->lane[row] += sum;
       }
     }

@@ -7,6 +7,8 @@ namespace mote {
 
 extern const KernelTable scalar_kernels;
 extern const KernelTable avx2_kernels;
+extern const KernelTable avxvnni_kernels;
 extern const KernelTable avx512vnni_kernels;
+extern const KernelTable avx512vbmi_kernels;
 
 }  // namespace mote

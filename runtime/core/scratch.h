@@ -1,0 +1,46 @@
+// Laying out an operator's scratch memory, and how much of it and of work at a time is worth its while. Internal to the core.
+#pragma once
+
+#include <cstddef>
+
+#include "layout.h"
+
+namespace mote {
+
+inline constexpr size_t kScratchAlignment = 64;
+
+/// Scratch memory that several tokens together may take; a single token takes what it needs. Enough that weights are
+/// reused (some 150 tokens of a layer of 1536 by 8960), and little beside the weights of a model.
+inline constexpr size_t kScratchBudget = size_t{24} << 20;
+
+/// Least work worth a task: lines of weights times tiles of tokens, and values to quantize.
+inline constexpr size_t kLinesPerTask = 2048;
+inline constexpr size_t kValuesPerTask = 16384;
+
+/// Lays out buffers one after the other.
+class Carver {
+ public:
+  /// The offset of `count` times `width` elements.
+  size_t reserve(size_t count, size_t width, size_t element_bytes) {
+    const size_t offset = bytes_;
+    size_t elements = 0, size = 0;
+    fits_ = fits_ && checked_mul(count, width, &elements) && checked_mul(elements, element_bytes, &size) &&
+            checked_add(size, kScratchAlignment - 1, &size) &&
+            checked_add(bytes_, size / kScratchAlignment * kScratchAlignment, &bytes_);
+    return offset;
+  }
+  bool fits() const { return fits_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  size_t bytes_ = 0;
+  bool fits_ = true;
+};
+
+/// The buffer at an offset that a Carver gave.
+template <class T>
+T* at(void* scratch, size_t offset) {
+  return reinterpret_cast<T*>(static_cast<char*>(scratch) + offset);
+}
+
+}  // namespace mote
