@@ -1,6 +1,7 @@
-# A shared library that a runtime loads: self-contained, nothing visible but what exports.map in its folder names.
+# A shared library that a runtime loads, of the sources that follow its name: self-contained, nothing visible but what
+# exports.map in its folder names.
 function(mote_add_plugin name)
-  add_library(${name} MODULE plugin.cpp)
+  add_library(${name} MODULE ${ARGN})
   target_link_libraries(${name} PRIVATE mote_core)
   set_target_properties(${name} PROPERTIES
     CXX_EXTENSIONS OFF

@@ -1,5 +1,6 @@
-// The part of ONNX Runtime's C ABI that this plugin uses, declared by us, so that building needs no ONNX Runtime headers
-// (no Python package ships them). The ABI only ever grows at its ends, so a slot keeps its number in all later versions.
+// The part of ONNX Runtime's C ABI that this plugin uses, declared by us, so that building needs no ONNX Runtime
+// headers (no Python package ships them). The ABI only ever grows at its ends, so a slot keeps its number in all later
+// versions.
 // ort_abi_check.cpp compares every offset, signature and constant here with the official header where one is at hand.
 #pragma once
 
@@ -12,6 +13,7 @@ struct OrtCustomOpDomain;
 struct OrtKernelContext;
 struct OrtKernelInfo;
 struct OrtMemoryInfo;
+struct OrtOpAttr;
 struct OrtSessionOptions;
 struct OrtShapeInferContext;
 struct OrtStatus;
@@ -23,15 +25,20 @@ namespace mote::ort {
 /// First version with KernelContext_ParallelFor and InferOutputShapeFn. Every later ONNX Runtime serves it too.
 inline constexpr uint32_t kApiVersion = 17;
 inline constexpr const char* kFirstRuntimeVersion = "1.17";
+/// Older ones end the process when they infer the shapes of a node whose optional input is the empty name.
+inline constexpr int kFirstMinorVersionThatInfersBesideAbsentInputs = 24;
 
 // Values of the official enums, which are ints in the ABI.
 inline constexpr int kFail = 1;                 // OrtErrorCode
 inline constexpr int kInvalidArgument = 2;      // OrtErrorCode
 inline constexpr int kFloat = 1;                // ONNXTensorElementDataType
 inline constexpr int kUint8 = 2;                // ONNXTensorElementDataType
+inline constexpr int kBfloat16 = 16;            // ONNXTensorElementDataType
+inline constexpr int kIntegerAttribute = 1;     // OrtOpAttrType
 inline constexpr int kArenaAllocator = 1;       // OrtAllocatorType
 inline constexpr int kMemTypeDefault = 0;       // OrtMemType
 inline constexpr int kRequired = 0;             // OrtCustomOpInputOutputCharacteristic
+inline constexpr int kOptional = 1;             // OrtCustomOpInputOutputCharacteristic
 
 using Slot = void (*)();
 
@@ -44,10 +51,15 @@ struct Api {
   OrtStatus* (*AddCustomOpDomain)(OrtSessionOptions* options, OrtCustomOpDomain* domain);
   Slot gap_29[22];
   OrtStatus* (*GetTensorMutableData)(OrtValue* value, void** out);
-  Slot gap_52[9];
+  Slot gap_52[5];
+  OrtStatus* (*CreateTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo** out);
+  OrtStatus* (*SetTensorElementType)(OrtTensorTypeAndShapeInfo* info, int type);
+  OrtStatus* (*SetDimensions)(OrtTensorTypeAndShapeInfo* info, const int64_t* dimensions, size_t length);
+  Slot gap_60[1];
   OrtStatus* (*GetDimensionsCount)(const OrtTensorTypeAndShapeInfo* info, size_t* out);
   OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo* info, int64_t* out, size_t length);
-  Slot gap_63[2];
+  OrtStatus* (*GetSymbolicDimensions)(const OrtTensorTypeAndShapeInfo* info, const char** out, size_t length);
+  Slot gap_64[1];
   OrtStatus* (*GetTensorTypeAndShape)(const OrtValue* value, OrtTensorTypeAndShapeInfo** out);
   Slot gap_66[3];
   OrtStatus* (*CreateCpuMemoryInfo)(int allocator_type, int mem_type, OrtMemoryInfo** out);
@@ -72,7 +84,9 @@ struct Api {
   OrtStatus* (*AddSessionConfigEntry)(OrtSessionOptions* options, const char* key, const char* value);
   Slot gap_131[1];
   void (*ReleaseAllocator)(OrtAllocator* allocator);
-  Slot gap_133[104];
+  Slot gap_133[99];
+  OrtStatus* (*KernelInfo_GetInputName)(const OrtKernelInfo* info, size_t index, char* out, size_t* size);
+  Slot gap_233[4];
   OrtStatus* (*HasSessionConfigEntry)(const OrtSessionOptions* options, const char* key, int* out);
   Slot gap_238[6];
   OrtStatus* (*KernelInfo_GetNodeName)(const OrtKernelInfo* info, char* out, size_t* size);
@@ -85,10 +99,13 @@ struct Api {
   Slot gap_254[14];
   OrtStatus* (*ShapeInferContext_GetInputTypeShape)(const OrtShapeInferContext* context, size_t index,
                                                     OrtTensorTypeAndShapeInfo** out);
-  Slot gap_269[1];
+  OrtStatus* (*ShapeInferContext_GetAttribute)(const OrtShapeInferContext* context, const char* name,
+                                               const OrtOpAttr** out);
   OrtStatus* (*ShapeInferContext_SetOutputTypeShape)(const OrtShapeInferContext* context, size_t index,
                                                      const OrtTensorTypeAndShapeInfo* info);
-  Slot gap_271[3];
+  OrtStatus* (*SetSymbolicDimensions)(OrtTensorTypeAndShapeInfo* info, const char** names, size_t length);
+  OrtStatus* (*ReadOpAttr)(const OrtOpAttr* attribute, int type, void* data, size_t size, size_t* out);
+  Slot gap_273[1];
   OrtStatus* (*KernelContext_ParallelFor)(const OrtKernelContext* context, void (*task)(void* arg, size_t index),
                                           size_t count, size_t num_batch, void* arg);
 };

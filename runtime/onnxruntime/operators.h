@@ -1,0 +1,11 @@
+// What this plugin registers. Each operator is in the file of its name.
+#pragma once
+
+#include "host.h"
+
+namespace mote::ort {
+
+extern const Operator kTernaryMoE;
+extern const Operator kTernaryMatMul;
+
+}  // namespace mote::ort
