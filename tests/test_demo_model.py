@@ -16,7 +16,7 @@ from evaluate import DEFAULT_QUESTIONS, MAX_NEW_TOKENS, Preprocessor, Question, 
 from mote_export.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from mote_export.defaults import DEFAULT_RTOL  # noqa: E402
 from mote_export.exporter import export  # noqa: E402
-from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes  # noqa: E402
+from mote_export.passes import apply_passes, pack_ternary_experts  # noqa: E402
 from mote_export.verify import tie_margin  # noqa: E402
 from mote_runtime import Pipeline, load  # noqa: E402
 from mote_runtime.preprocess import preprocess_image  # noqa: E402
@@ -32,7 +32,7 @@ RUNTIMES = ("onnxruntime", "executorch")
 def checkpoint() -> Checkpoint:
     """The demo model with packed experts."""
     loaded = load_checkpoint(EXAMPLE / "model.pt")
-    apply_passes(loaded.model.get_decoder(), [PACK_TERNARY_EXPERTS])
+    apply_passes(loaded.model.get_decoder(), [pack_ternary_experts()])
     return loaded
 
 

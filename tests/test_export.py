@@ -16,7 +16,7 @@ from mote_export.cli.export import main
 from mote_export.defaults import DEFAULT_RTOL
 from mote_export.exporter import export
 from mote_export.model import MoteForConditionalGeneration
-from mote_export.passes import PACK_TERNARY_EXPERTS, PassError, apply_passes
+from mote_export.passes import PassError, apply_passes, pack_ternary_experts
 from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
 from mote_export.verify import Sample, VerificationError, verify_folder
 from mote_runtime.backends import open_backend
@@ -39,7 +39,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_logits_and_greedy_tokens_equal_torch(exported: Path, target: str) -> None:
     """On other inputs than the export itself verified: the last one fills the context but for the answer."""
     model = load_checkpoint(exported.parent / "model.pt").model
-    apply_passes(model, [PACK_TERNARY_EXPERTS])
+    apply_passes(model, [pack_ternary_experts()])
     picture = np.random.default_rng(5).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     samples = [Sample("?"), Sample("Wie geht's? \u4f60\u597d", picture), Sample("x" * 60, picture)]
     found = verify_folder(exported / target, model, samples, DEFAULT_RTOL)
@@ -194,7 +194,7 @@ def test_a_folder_that_computes_something_else_does_not_verify(
     """The damage is in the reference, which comes to the same."""
     model = load_checkpoint(exported.parent / "model.pt").model
     damage(model)
-    apply_passes(model, [PACK_TERNARY_EXPERTS])
+    apply_passes(model, [pack_ternary_experts()])
     with pytest.raises(VerificationError, match=r"differs from torch|chose token"):
         verify_folder(exported / "onnx", model, [Sample("What?")], DEFAULT_RTOL)
 

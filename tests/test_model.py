@@ -17,7 +17,7 @@ from transformers import (
 from mote_export.model import MoeSettings, MoteConfig, MoteForConditionalGeneration, MoteLayer, find_gated_mlps, upcycle
 from mote_export.model.layer import router_load_balancing_loss
 from mote_export.model.quantizers import fake_quantize_activations, fake_ternarize, quantize_activations, ternarize
-from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes
+from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts
 
 
 def test_ternarize_is_absmean() -> None:
@@ -67,7 +67,7 @@ def test_packed_layer_equals_fake_quantization(top_k: int, normalize: bool) -> N
     model = tiny_checkpoint(top_k=top_k, normalize_topk=normalize).model
     x = torch.randn(2, 7, 64)
     expected = [layer(x) for layer in model.mote_layers()]
-    apply_passes(model, [PACK_TERNARY_EXPERTS])
+    apply_passes(model, [pack_ternary_experts(PackOptions(shared_expert="float32"))])
     for layer, reference in zip(model.get_decoder().layers, expected, strict=True):
         torch.testing.assert_close(layer.mlp(x), reference, atol=1e-5, rtol=1e-4)
 

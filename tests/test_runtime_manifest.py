@@ -66,7 +66,7 @@ def test_reads_a_text_only_export(tmp_path: Path) -> None:
     ("section", "key", "value", "expected"),
     [
         ("", "format", "other", "expected 'mote-export'"),
-        ("", "format_version", 2, "expected an integer from 1 to 1"),
+        ("", "format_version", 1, "expected an integer from 2 to 2"),
         ("", "target", "tensorrt", "'onnxruntime' or 'executorch'"),
         ("", "target", ["onnxruntime"], "'onnxruntime' or 'executorch'"),
         ("", "model", None, "expected an object"),
@@ -83,7 +83,10 @@ def test_reads_a_text_only_export(tmp_path: Path) -> None:
         ("model", "name", 3, "expected a string"),
         ("model", "name", "x" * 10**5, "expected a string"),
         ("moe", "layout_version", 2, "field 'moe.layout_version' is 2; expected an integer from 1 to 1"),
-        ("moe", "packing", "1.6bit", "expected '2bit'"),
+        ("moe", "packing", "3bit", "expected '2bit' or '1.6bit'"),
+        ("moe", "shared_expert", "none", "expected 'float32' or 'bf16' or 'int8' or 'int4'"),
+        ("moe", "shared_group_size", 32, "expected 0"),
+        ("moe", "shared_group_size", False, "expected 0"),
         ("moe", "top_k", tiny.EXPERTS + 1, "expected an integer from 1 to 3"),
         ("moe", "layers", [2], "integers from 0 to 1"),
         ("moe", "normalize_topk", 0, "expected true or false"),
@@ -105,6 +108,14 @@ def test_refuses_a_field_and_names_it(tmp_path: Path, section: str, key: str, va
     assert key in message
     assert expected in message
     assert len(message) < 400
+
+
+def test_int4_needs_a_group_size(tmp_path: Path) -> None:
+    content = document()
+    content["moe"]["shared_expert"] = "int4"
+    assert "field 'moe.shared_group_size' is 0; expected 32 or 64 or 128" in refusal(tmp_path, content)
+    content["moe"]["shared_group_size"] = 64
+    assert read(tmp_path, content).moe.shared_group_size == 64
 
 
 def test_checks_a_document_before_anything_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

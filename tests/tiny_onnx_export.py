@@ -33,7 +33,7 @@ def manifest(files: dict[str, Any], *, text_only: bool = False, target: str = "o
     """The `mote.json` of the folder; `files` is its section of that name."""
     document: dict[str, Any] = {
         "format": "mote-export",
-        "format_version": 1,
+        "format_version": 2,
         "target": target,
         "model": {
             "name": "tiny",
@@ -61,6 +61,8 @@ def manifest(files: dict[str, Any], *, text_only: bool = False, target: str = "o
             "intermediate_size": INTERMEDIATE,
             "packing": "2bit",
             "layout_version": 1,
+            "shared_expert": "float32",
+            "shared_group_size": 0,
         },
         "image": {
             "height": SIDE,
@@ -210,6 +212,8 @@ def _experts(graph: _Graph, hidden: str) -> str:
         activation="silu",
         packing="2bit",
         layout_version=1,
+        shared_format="none",
+        shared_group_size=0,
     )
 
 

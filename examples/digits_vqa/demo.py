@@ -19,7 +19,7 @@ from PIL import Image
 from evaluate import Preprocessor, Question, answers
 from mote_export.checkpoint import load_checkpoint
 from mote_export.cli.export import main as mote_export
-from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes
+from mote_export.passes import apply_passes, pack_ternary_experts
 from mote_runtime import load
 
 FOLDER = Path(__file__).parent
@@ -54,7 +54,7 @@ def example_questions() -> list[Asked]:
 def ask_torch(model_path: Path, asked: list[Asked]) -> None:
     """The reference: packed weights evaluated by torch, with transformers' own tokenizer and image processor."""
     checkpoint = load_checkpoint(model_path)
-    apply_passes(checkpoint.model.get_decoder(), [PACK_TERNARY_EXPERTS])
+    apply_passes(checkpoint.model.get_decoder(), [pack_ternary_experts()])
     questions = [Question(Image.open(a.picture).convert("RGB"), a.question, a.truth, a.kind) for a in asked]
     replies = answers(checkpoint.model, Preprocessor.from_files(dict(checkpoint.files)), questions)
     for entry, reply in zip(asked, replies, strict=True):

@@ -3,3 +3,6 @@
 DEFAULT_OPSET = 21
 DEFAULT_RTOL = 0.02  # of mote_export.verify.relative_difference
 DEFAULT_CONTEXT = 4096  # positions in the KV cache, where the model allows more
+DEFAULT_PACKING = "2bit"  # of the ternary experts
+DEFAULT_SHARED_EXPERT = "bf16"  # the format that the shared expert is stored in
+DEFAULT_SHARED_GROUP_SIZE = 128  # weights with a scale of their own, for int4

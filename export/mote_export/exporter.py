@@ -12,7 +12,7 @@ from mote_export.checkpoint import Checkpoint, load_checkpoint
 from mote_export.checkpoint.base import TOKENIZER_FILES
 from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_OPSET, DEFAULT_RTOL
 from mote_export.manifest import Source, add_verification, check_manifest, num_image_tokens, write_manifest
-from mote_export.passes import PACK_TERNARY_EXPERTS, apply_passes
+from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts, pack_ternary_linear
 from mote_export.report import ExpertMemory, expert_memory
 from mote_export.targets import TARGETS, ExportSettings, Target
 from mote_export.verify import Sample, Verification, default_samples, verify_folder
@@ -44,6 +44,7 @@ def export(
     rtol: float = DEFAULT_RTOL,
     verify: bool = True,
     samples: Sequence[Sample] = (),
+    pack: PackOptions | None = None,
 ) -> list[ExportResult]:
     """Exports a checkpoint to one or more targets; `output` appears complete and verified, or not at all.
 
@@ -53,6 +54,7 @@ def export(
         context_length: positions in the KV cache; default: the model's own limit, at most 4096.
         rtol: see `verify.relative_difference`.
         samples: questions to compare on, beside three built-in ones.
+        pack: how the weights of the experts are stored; by default as `mote-export` does without options.
 
     Raises:
         MoteError: one sentence; nothing was written.
@@ -62,10 +64,11 @@ def export(
     check_requirements(chosen)
     checkpoint = load_checkpoint(source)
     settings = ExportSettings(choose_context(checkpoint, context_length), opset)
+    pack = pack or PackOptions()
     # Refuse an unusable tokenizer or image processor before the long work.
-    check_manifest(checkpoint, settings.context_length, chosen[0].runtime)
-    apply_passes(checkpoint.model.get_decoder(), (PACK_TERNARY_EXPERTS,))
-    job = _Job(checkpoint, settings, Source.of(source), rtol, (*default_samples(), *samples) if verify else ())
+    check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack)
+    apply_passes(checkpoint.model.get_decoder(), (pack_ternary_experts(pack), pack_ternary_linear(pack.packing)))
+    job = _Job(checkpoint, settings, pack, Source.of(source), rtol, (*default_samples(), *samples) if verify else ())
     steps = tqdm(total=len(chosen) * (1 + verify), desc="mote-export", unit="step", disable=None)
     with steps, atomic_folder(output) as temporary:
         folders = {target.name: temporary / target.name if len(chosen) > 1 else temporary for target in chosen}
@@ -81,9 +84,15 @@ class _Job:
     """One checkpoint with packed experts on its way to its targets; it is also the reference for verification."""
 
     def __init__(
-        self, checkpoint: Checkpoint, settings: ExportSettings, source: Source, rtol: float, samples: Sequence[Sample]
+        self,
+        checkpoint: Checkpoint,
+        settings: ExportSettings,
+        pack: PackOptions,
+        source: Source,
+        rtol: float,
+        samples: Sequence[Sample],
     ) -> None:
-        self.checkpoint, self.settings, self.source = checkpoint, settings, source
+        self.checkpoint, self.settings, self.pack, self.source = checkpoint, settings, pack, source
         self.rtol, self.samples = rtol, samples
         self.memory = expert_memory(checkpoint.model)
 
@@ -110,6 +119,7 @@ class _Job:
             target.runtime,
             self.checkpoint,
             self.settings.context_length,
+            self.pack,
             self.source,
             target.plugin_library,
             asdict(self.memory) | {"total": self.memory.total},

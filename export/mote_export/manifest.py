@@ -10,6 +10,7 @@ from typing import Any
 
 from mote_export.checkpoint import Checkpoint
 from mote_export.packing import LAYOUT_VERSION
+from mote_export.passes import PackOptions
 from mote_export.passes.attention import attention_head_dim
 from mote_export.tokens import IMAGE, USER_PREFIX, USER_SUFFIX, special_tokens
 from mote_runtime.errors import MoteError
@@ -17,7 +18,6 @@ from mote_runtime.manifest import (
     FORMAT,
     FORMAT_VERSION,
     MANIFEST_NAME,
-    PACKING,
     ImageSpec,
     Manifest,
     ModelSpec,
@@ -83,7 +83,7 @@ def num_image_tokens(checkpoint: Checkpoint) -> int:
     return int(patches + CLASS_TOKENS[config.vision_config.model_type] - dropped)
 
 
-def moe_spec(checkpoint: Checkpoint) -> MoeSpec:
+def moe_spec(checkpoint: Checkpoint, pack: PackOptions) -> MoeSpec:
     config = checkpoint.model.config
     settings = config.moe_settings
     assert settings is not None  # load_checkpoint refuses models without MoTE layers
@@ -93,8 +93,10 @@ def moe_spec(checkpoint: Checkpoint) -> MoeSpec:
         top_k=settings.top_k,
         normalize_topk=settings.normalize_topk,
         intermediate_size=config.text_config.intermediate_size,
-        packing=PACKING,
+        packing=pack.packing,
         layout_version=LAYOUT_VERSION,
+        shared_expert=pack.shared_expert,
+        shared_group_size=pack.shared_group_size,
     )
 
 
@@ -135,6 +137,7 @@ def write_manifest(
     runtime: str,
     checkpoint: Checkpoint,
     context_length: int,
+    pack: PackOptions,
     source: Source,
     plugin_library: str | None,
     memory: Mapping[str, Any],
@@ -142,7 +145,7 @@ def write_manifest(
     """Describes every other file that lies in `folder` now, as not verified."""
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
     document = {
-        **_description(checkpoint, context_length, runtime),
+        **_description(checkpoint, context_length, runtime, pack),
         "plugin": {"library": plugin_library} if plugin_library else None,
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
         "memory": dict(memory),
@@ -164,20 +167,20 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def check_manifest(checkpoint: Checkpoint, context_length: int, runtime: str) -> None:
+def check_manifest(checkpoint: Checkpoint, context_length: int, runtime: str, pack: PackOptions) -> None:
     """Raises MoteError where the runtime would refuse what an export of `checkpoint` says of itself."""
-    document = _description(checkpoint, context_length, runtime)
+    document = _description(checkpoint, context_length, runtime, pack)
     Manifest.parse(Path(checkpoint.name), document, files_are_known=False)
 
 
-def _description(checkpoint: Checkpoint, context_length: int, runtime: str) -> dict[str, Any]:
+def _description(checkpoint: Checkpoint, context_length: int, runtime: str, pack: PackOptions) -> dict[str, Any]:
     """What is known before anything is written."""
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "target": runtime,
         "model": asdict(model_spec(checkpoint, context_length)),
-        "moe": asdict(moe_spec(checkpoint)),
+        "moe": asdict(moe_spec(checkpoint, pack)),
         "image": asdict(image_spec(checkpoint)),
         "prompt": asdict(PromptSpec(USER_PREFIX, IMAGE, USER_SUFFIX)),
     }

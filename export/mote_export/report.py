@@ -1,12 +1,17 @@
 """Memory of the experts: by the formulas of the MoTE paper and by the bytes an export really holds."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from mote_export.model import MoteForConditionalGeneration
 from mote_export.passes import PackedMoteLayer
+from mote_export.passes.pack_ternary_experts import Rounding
 
 BF16_BYTES = 2
 TERNARY_BYTES = 0.25  # 2 bits
+SHARED_INPUTS = "shared_"  # how the operator's inputs of the shared expert begin
 
 
 @dataclass(frozen=True)
@@ -17,8 +22,11 @@ class ExpertMemory:
         full_precision: E experts in BF16, E * 2F: what MoE-LLaVA holds (MoTE paper, section 4).
         formula: a BF16 shared expert and E ternary ones at 2 bits, 2F + E * F / 4 (the same section).
         packed: packed ternary weights of this export, with the padding of the layout.
-        scales_and_routers: float32 scales and routers of this export.
-        shared: shared experts of this export, in the dtype they are stored in.
+        scales_and_routers: float32 scales of the ternary experts, and routers, of this export.
+        shared: shared experts of this export as they are stored, with their scales and padding.
+        packed_bits, shared_bits: bits a weight that `packed` and `shared` come to.
+        shared_rounding: root mean square of what storing changed in the weights of the shared experts, in units of that of
+            the weights; 0 where every weight of the checkpoint is kept.
     """
 
     full_precision: int
@@ -26,6 +34,9 @@ class ExpertMemory:
     packed: int
     scales_and_routers: int
     shared: int
+    packed_bits: float
+    shared_bits: float
+    shared_rounding: float
 
     @property
     def total(self) -> int:
@@ -40,17 +51,28 @@ def formula_bytes(hidden_size: int, intermediate_size: int, layers: int, num_exp
 
 
 def expert_memory(packed_model: MoteForConditionalGeneration) -> ExpertMemory:
-    """Counts a model after the pack-ternary-experts pass. The exports store the shared experts in float32."""
+    """Counts a model after the pack-ternary-experts pass."""
     layers = [module for module in packed_model.modules() if isinstance(module, PackedMoteLayer)]
     experts = layers[0].experts
+    parameters = 3 * experts.hidden_size * experts.intermediate_size * len(layers)
     full_precision, formula = formula_bytes(
         experts.hidden_size, experts.intermediate_size, len(layers), experts.num_experts
     )
+    inside = [named for layer in layers for named in layer.experts.named_buffers()]
+    outside = [layer.shared_expert.state_dict().values() for layer in layers if layer.shared_expert is not None]
     packed = sum(layer.experts.gate_up_packed.nbytes + layer.experts.down_packed.nbytes for layer in layers)
+    shared = _bytes(buffer for name, buffer in inside if name.startswith(SHARED_INPUTS)) + sum(map(_bytes, outside))
     return ExpertMemory(
         full_precision=full_precision,
         formula=formula,
         packed=packed,
-        scales_and_routers=sum(buffer.nbytes for layer in layers for buffer in layer.experts.buffers()) - packed,
-        shared=sum(parameter.nbytes for layer in layers for parameter in layer.shared_expert.parameters()),
+        scales_and_routers=_bytes(buffer for name, buffer in inside if not name.startswith(SHARED_INPUTS)) - packed,
+        shared=shared,
+        packed_bits=8 * packed / (experts.num_experts * parameters),
+        shared_bits=8 * shared / parameters,
+        shared_rounding=sum((layer.experts.shared_rounding for layer in layers), Rounding()).relative,
     )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

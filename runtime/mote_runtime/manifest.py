@@ -25,9 +25,12 @@ logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "mote.json"
 FORMAT = "mote-export"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LAYOUT_VERSION = 1
-PACKING = "2bit"
+PACKINGS = ("2bit", "1.6bit")
+SHARED_EXPERTS = ("float32", "bf16", "int8", "int4")
+GROUPED_SHARED_EXPERT = "int4"
+SHARED_GROUP_SIZES = (32, 64, 128)
 IMAGE_PADS = "{image_pads}"
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -84,7 +87,10 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class MoeSpec:
-    """The `moe` section: which layers hold ternary experts, and how they are packed."""
+    """The `moe` section: which layers hold ternary experts, and how these and the shared ones are stored.
+
+    `shared_group_size` is the number of weights that share a scale in `int4`, else 0.
+    """
 
     layers: tuple[int, ...]
     num_experts: int
@@ -93,6 +99,8 @@ class MoeSpec:
     intermediate_size: int
     packing: str
     layout_version: int
+    shared_expert: str
+    shared_group_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +294,12 @@ class _Section:
             raise self.refuse(key, f"an integer from {low} to {high}")
         return value
 
+    def integer_of(self, key: str, allowed: Sequence[int]) -> int:
+        value = self.value(key)
+        if type(value) is not int or value not in allowed:
+            raise self.refuse(key, " or ".join(map(str, allowed)))
+        return value
+
     def optional_integer(self, key: str, low: int, high: int) -> int | None:
         return None if self.value(key) is None else self.integer(key, low, high)
 
@@ -428,14 +442,18 @@ def _parse_model(section: _Section, *, has_image: bool) -> ModelSpec:
 
 def _parse_moe(section: _Section, num_hidden_layers: int) -> MoeSpec:
     num_experts = section.integer("num_experts", 1, MAX_EXPERTS)
+    shared_expert = section.choice("shared_expert", SHARED_EXPERTS)
+    group_sizes = SHARED_GROUP_SIZES if shared_expert == GROUPED_SHARED_EXPERT else (0,)
     moe = MoeSpec(
         layers=section.integers("layers", 0, num_hidden_layers - 1, num_hidden_layers),
         num_experts=num_experts,
         top_k=section.integer("top_k", 1, num_experts),
         normalize_topk=section.flag("normalize_topk"),
         intermediate_size=section.integer("intermediate_size", 1, MAX_DIMENSION),
-        packing=section.choice("packing", (PACKING,)),
+        packing=section.choice("packing", PACKINGS),
         layout_version=section.integer("layout_version", LAYOUT_VERSION, LAYOUT_VERSION),
+        shared_expert=shared_expert,
+        shared_group_size=section.integer_of("shared_group_size", group_sizes),
     )
     section.finish()
     return moe

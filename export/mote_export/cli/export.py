@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mote_export import __version__
-from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_OPSET, DEFAULT_RTOL
+from mote_export.defaults import (
+    DEFAULT_CONTEXT,
+    DEFAULT_OPSET,
+    DEFAULT_PACKING,
+    DEFAULT_RTOL,
+    DEFAULT_SHARED_EXPERT,
+    DEFAULT_SHARED_GROUP_SIZE,
+)
+from mote_runtime.manifest import GROUPED_SHARED_EXPERT, PACKINGS, SHARED_EXPERTS, SHARED_GROUP_SIZES
 
 if TYPE_CHECKING:
     from mote_export.exporter import ExportResult
@@ -28,6 +36,7 @@ EXAMPLES = """\
 examples:
   mote-export model.pt                            both targets, into ./model-export/onnx and ./model-export/executorch
   mote-export model.pt --target onnx -o phone     ONNX Runtime only, into ./phone
+  mote-export model.pt --shared-expert int4 --packing 1.6bit      the smallest files
   mote-export model.pt --sample cat.png "What is this?"   verify on your own picture, too
 
 exit codes: 0 exported and verified (unless --no-verify), 1 failed (nothing was written), 2 wrong usage, 130 interrupted
@@ -40,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.no_verify and arguments.sample:
         parser.error("--sample is for verification, which --no-verify switches off")
+    if arguments.shared_group_size is not None and arguments.shared_expert != GROUPED_SHARED_EXPERT:
+        parser.error(
+            f"--shared-group-size is for --shared-expert {GROUPED_SHARED_EXPERT}; {arguments.shared_expert} has no groups"
+        )
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO if arguments.verbose else logging.ERROR, format="%(message)s"
     )
@@ -64,11 +77,13 @@ def _export(arguments: argparse.Namespace) -> "list[ExportResult]":
 
     try:
         from mote_export.exporter import export
+        from mote_export.passes import PackOptions
         from mote_export.verify import Sample
     except ModuleNotFoundError as error:
         raise MoteError(
             f"mote-export needs {error.name}, which is not installed: pip install 'mote[export]'."
         ) from error
+    group_size = arguments.shared_group_size or DEFAULT_SHARED_GROUP_SIZE
     targets = TARGET_NAMES if arguments.target == "all" else (arguments.target,)
     return export(
         arguments.model,
@@ -79,6 +94,7 @@ def _export(arguments: argparse.Namespace) -> "list[ExportResult]":
         rtol=arguments.rtol,
         verify=not arguments.no_verify,
         samples=[Sample(prompt, Path(image)) for image, prompt in arguments.sample],
+        pack=PackOptions(arguments.packing, arguments.shared_expert, group_size),
     )
 
 
@@ -108,8 +124,8 @@ def _report(results: "Sequence[ExportResult]", *, as_json: bool) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mote-export",
-        description="Export a MoTE checkpoint (mixture of ternary experts) for on-device inference. The ternary experts become one "
-        "operator a layer with weights packed at 2 bits; every target is run and compared with torch before it is put in place.",
+        description="Export a MoTE checkpoint (mixture of ternary experts) for on-device inference. The experts of a layer become "
+        "one operator with packed weights; every target is run and compared with torch before it is put in place.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -140,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="18..23",
         help="ONNX operator set (default: %(default)s)",
     )
+    _add_weight_options(parser)
     check = parser.add_argument_group("verification")
     check.add_argument(
         "--rtol",
@@ -160,6 +177,34 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("-v", "--verbose", action="store_true", help="log the steps; show tracebacks")
     common.add_argument("--version", action="version", version=f"mote {__version__}")
     return parser
+
+
+def _add_weight_options(parser: argparse.ArgumentParser) -> None:
+    weights = parser.add_argument_group(
+        "stored weights", "How many bits a weight of the experts takes, in the files and in memory."
+    )
+    weights.add_argument(
+        "--packing",
+        choices=PACKINGS,
+        default=DEFAULT_PACKING,
+        help="ternary experts. Both store them without loss and give the same answers: 2bit is quicker to unpack, 1.6bit takes a "
+        "fifth less memory (default: %(default)s)",
+    )
+    weights.add_argument(
+        "--shared-expert",
+        choices=SHARED_EXPERTS,
+        default=DEFAULT_SHARED_EXPERT,
+        help="the shared expert, read for every token, so fewer bytes are also faster answers. float32 (32 bits) is run by the "
+        "runtime's own layers and changes nothing; bf16 (16 bits) changes nothing if the checkpoint is bfloat16; int8 (8 bits) "
+        "rounds a little and int4 (4 bits) visibly, and both round activations to 8 bits (default: %(default)s)",
+    )
+    weights.add_argument(
+        "--shared-group-size",
+        type=int,
+        choices=SHARED_GROUP_SIZES,
+        help="weights of int4 that share a scale: smaller groups are closer to the checkpoint and take more bytes, 16 bits a "
+        f"group (default: {DEFAULT_SHARED_GROUP_SIZE})",
+    )
 
 
 def _positive(text: str) -> int:
@@ -203,6 +248,16 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {first} (nothing was written; -v shows where)."
 
 
+def _describe_rounding(rounding: float) -> str:
+    """What storing did to the shared experts, so that nobody takes a smaller file for the same model."""
+    if rounding == 0.0:
+        return "The shared experts keep every weight of the checkpoint."
+    return (
+        f"Storing the shared experts rounds the checkpoint's weights by {rounding:.2%} (root mean square); verification "
+        "compares with the rounded ones, and --shared-expert float32 keeps them as they are."
+    )
+
+
 def _print_report(results: "Sequence[ExportResult]") -> None:
     from rich.console import Console
     from rich.table import Table
@@ -217,12 +272,13 @@ def _print_report(results: "Sequence[ExportResult]") -> None:
         ("full-precision experts (BF16, MoE-LLaVA)", memory.full_precision),
         ("MoTE by the paper's formula (BF16 shared, 2-bit experts)", memory.formula),
         ("this export", memory.total),
-        ("    ternary experts, packed", memory.packed),
+        (f"    ternary experts, packed ({memory.packed_bits:.2f} bits a weight)", memory.packed),
         ("    scales and routers", memory.scales_and_routers),
-        ("    shared experts (float32)", memory.shared),
+        (f"    shared experts ({memory.shared_bits:.2f} bits a weight)", memory.shared),
     ):
         table.add_row(label, f"{size / MIB:.2f}", f"{size / memory.full_precision:.1%}")
     console.print(table)
+    console.print(_describe_rounding(memory.shared_rounding), highlight=False)
     for result in results:
         console.print(
             f"\n[bold]{result.target}[/bold]: {result.folder} ({sum(result.files.values()) / MIB:.2f} MiB)",

@@ -79,6 +79,14 @@ def unpack_gate_up(
     return packing.unpack(packed[..., 0, :, :], rows, cols), packing.unpack(packed[..., 1, :, :], rows, cols)
 
 
+def dequantize(values: Tensor, scale: Tensor | None, group_size: int) -> Tensor:
+    """The float32 weights [N, K] that `SharedFormat.quantize` made values and scales of."""
+    if scale is None:
+        return values.view(torch.bfloat16).float()
+    cols = values.shape[1]
+    return values.float() * scale.float().repeat_interleave(group_size or cols, dim=1)[:, :cols]
+
+
 def pack_scales(scale: Tensor) -> Tensor:
     """Scales [N, G] of rows and groups to [ceil(N/16), G, 16], padded with 0."""
     rows, groups = scale.shape
@@ -98,6 +106,7 @@ __all__ = [
     "Array",
     "Packing",
     "SharedFormat",
+    "dequantize",
     "interleave",
     "pack_1_6bit",
     "pack_2bit",

@@ -1,6 +1,22 @@
 """Rewrites on modules, applied before torch.export. One rewrite a file, each with pattern, check and rewrite."""
 
 from mote_export.passes.base import ModulePass, PassError, apply_passes
-from mote_export.passes.pack_ternary_experts import PACK_TERNARY_EXPERTS, PackedMoteLayer, PackedTernaryExperts
+from mote_export.passes.pack_ternary_experts import (
+    PackedMoteLayer,
+    PackedTernaryExperts,
+    PackOptions,
+    pack_ternary_experts,
+)
+from mote_export.passes.pack_ternary_linear import PackedTernaryLinear, pack_ternary_linear
 
-__all__ = ["PACK_TERNARY_EXPERTS", "ModulePass", "PackedMoteLayer", "PackedTernaryExperts", "PassError", "apply_passes"]
+__all__ = [
+    "ModulePass",
+    "PackOptions",
+    "PackedMoteLayer",
+    "PackedTernaryExperts",
+    "PackedTernaryLinear",
+    "PassError",
+    "apply_passes",
+    "pack_ternary_experts",
+    "pack_ternary_linear",
+]

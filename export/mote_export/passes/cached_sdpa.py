@@ -13,7 +13,8 @@ from mote_export.passes.base import ModulePass
 class CachedSdpa(nn.Module):
     """Attention over a cache of fixed length that it holds itself.
 
-    Query, key and value come from one linear layer, and query and key heads are rotated together: fewer operators to run.
+    Query, key and value come from one linear layer if they are stock ones, and query and key heads are rotated together: fewer
+    operators to run.
 
     forward: hidden_states [1, s, hidden], start (position of the first token, a symbolic integer), cos and sin [s, head_dim / 2]
     of these positions; returns [1, s, hidden]. Buffers key_cache and value_cache: float32 [1, context, kv_heads, head_dim].
@@ -25,7 +26,8 @@ class CachedSdpa(nn.Module):
     def __init__(self, attention: Any, context_length: int) -> None:
         super().__init__()
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self.qkv_proj = concatenate(projections)
+        is_stock = all(type(projection) is nn.Linear for projection in projections)
+        self.qkv_proj = concatenate(projections) if is_stock else SideBySide(projections)
         self.o_proj = attention.o_proj
         self.head_dim: int = attention.head_dim
         self.scaling: float = attention.scaling
@@ -48,6 +50,17 @@ class CachedSdpa(nn.Module):
         )
         result: Tensor = self.o_proj(output.view(1, length, -1))
         return result
+
+
+class SideBySide(nn.Module):
+    """Linear layers of one input, whose outputs follow one another: ternary ones have a scale each and stay apart."""
+
+    def __init__(self, linears: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(linears)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([linear(x) for linear in self.linears], dim=-1)
 
 
 def concatenate(linears: Sequence[nn.Linear]) -> nn.Linear:

@@ -1,14 +1,10 @@
 """PackedTernaryExperts -> one ONNX node `mote::TernaryMoE` (the torch op stays the reference; only its spelling changes)."""
 
-import torch
 from torch import Tensor, nn
 
 from mote_export.passes.base import ModulePass
+from mote_export.passes.onnx_node import onnx_node
 from mote_export.passes.pack_ternary_experts import PackedTernaryExperts
-
-DOMAIN = "mote"
-OP_TYPE = "TernaryMoE"
-OP_VERSION = 1
 
 
 class OnnxTernaryMoE(nn.Module):
@@ -16,23 +12,13 @@ class OnnxTernaryMoE(nn.Module):
 
     def __init__(self, experts: PackedTernaryExperts) -> None:
         super().__init__()
-        for name, buffer in experts.named_buffers():
-            self.register_buffer(name, buffer)
-        # ONNX has no booleans among attributes.
-        self.attributes = {
-            name: int(value) if isinstance(value, bool) else value for name, value in experts.attributes.items()
-        }
+        self.input_names, self.attributes = experts.input_names, experts.attributes
+        for name in self.input_names:
+            self.register_buffer(name, getattr(experts, name))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{OP_TYPE}",
-            [x, *self.buffers()],
-            self.attributes,
-            dtype=x.dtype,
-            shape=x.shape,
-            version=OP_VERSION,
-        )
-        return y
+        inputs = [getattr(self, name) for name in self.input_names]
+        return onnx_node("TernaryMoE", [x, *inputs], self.attributes, x.shape)
 
 
 def _rewrite(module: nn.Module) -> nn.Module:

@@ -1,27 +1,91 @@
-"""MoteLayer -> shared expert + one `mote::ternary_moe` with packed 2-bit weights; master weights are dropped."""
+"""MoteLayer -> one `mote::ternary_moe` with packed weights, the shared expert inside or beside it; master weights are dropped."""
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mote_export import ops  # noqa: F401  registers torch.ops.mote
+from mote_export import ops
+from mote_export.defaults import DEFAULT_PACKING, DEFAULT_SHARED_EXPERT, DEFAULT_SHARED_GROUP_SIZE
 from mote_export.model import MoteLayer, TernaryExperts
 from mote_export.model.quantizers import ternarize
-from mote_export.packing import LAYOUT_VERSION, pack_2bit, pack_gate_up
+from mote_export.packing import (
+    LAYOUT_VERSION,
+    PACKINGS,
+    SHARED_FORMATS,
+    Packing,
+    SharedFormat,
+    dequantize,
+    interleave,
+    pack_gate_up,
+    pack_scales,
+)
 from mote_export.passes.base import ModulePass
+from mote_runtime.manifest import GROUPED_SHARED_EXPERT
+
+OUTSIDE = "float32"  # the shared expert as it is, in stock linear layers
+SHARED_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How weights are stored.
+
+    Attributes:
+        packing: of the ternary experts, a key of `PACKINGS`.
+        shared_expert: `float32` for stock linear layers outside of the operator, or a key of `SHARED_FORMATS`.
+        group_size: inputs that share a scale in `int4`; other formats have none.
+    """
+
+    packing: str = DEFAULT_PACKING
+    shared_expert: str = DEFAULT_SHARED_EXPERT
+    group_size: int = DEFAULT_SHARED_GROUP_SIZE
+
+    @property
+    def has_shared_inside(self) -> bool:
+        return self.shared_expert != OUTSIDE
+
+    @property
+    def shared_format(self) -> str:
+        """The operator's attribute."""
+        return self.shared_expert if self.has_shared_inside else ops.NO_SHARED_EXPERT
+
+    @property
+    def shared_group_size(self) -> int:
+        """The operator's attribute: 0 where there are no groups."""
+        return self.group_size if self.shared_expert == GROUPED_SHARED_EXPERT else 0
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a format changed in weights: sums of the squares of the changes and of the weights."""
+
+    changed: float = 0.0
+    weights: float = 0.0
+
+    def __add__(self, other: "Rounding") -> "Rounding":
+        return Rounding(self.changed + other.changed, self.weights + other.weights)
+
+    @property
+    def relative(self) -> float:
+        """Root mean square change, in units of the weights' root mean square; 0 where every weight is kept."""
+        return math.sqrt(self.changed / self.weights) if self.changed else 0.0
 
 
 class PackedTernaryExperts(nn.Module):
-    """Router and routed experts as one operator; buffers and attributes in the shapes and order of docs/operator.md."""
+    """Router, routed experts and perhaps the shared one as one operator.
+
+    Buffers and attributes have the names, shapes and order of docs/operator.md; the buffer of an absent input is None.
+    """
 
     router: Tensor
     gate_up_packed: Tensor
-    gate_up_scale: Tensor
     down_packed: Tensor
-    down_scale: Tensor
+    shared_gate_up: Tensor | None
 
-    def __init__(self, layer: MoteLayer) -> None:
+    def __init__(self, layer: MoteLayer, options: PackOptions) -> None:
         super().__init__()
         experts = layer.experts
         self.num_experts, self.intermediate_size, self.hidden_size = experts.gate_proj.shape
@@ -31,64 +95,115 @@ class PackedTernaryExperts(nn.Module):
             "normalize_topk": layer.settings.normalize_topk,
             "intermediate_size": self.intermediate_size,
             "activation": "silu",
-            "packing": "2bit",
+            "packing": options.packing,
             "layout_version": LAYOUT_VERSION,
+            "shared_format": options.shared_format,
+            "shared_group_size": options.shared_group_size,
         }
-        gate_up, gate_up_scale, down, down_scale = _pack(experts)
-        self.register_buffer("router", layer.router.weight.detach().float().clone())
-        self.register_buffer("gate_up_packed", gate_up)
-        self.register_buffer("gate_up_scale", gate_up_scale)
-        self.register_buffer("down_packed", down)
-        self.register_buffer("down_scale", down_scale)
+        weights: dict[str, Tensor | None] = {"router": layer.router.weight.detach().float().clone()}
+        weights |= _pack_experts(experts, PACKINGS[options.packing])
+        weights |= dict.fromkeys(("shared_gate_up", "shared_gate_up_scale", "shared_down", "shared_down_scale"))
+        self.shared_rounding = Rounding()
+        if options.has_shared_inside:
+            form = SHARED_FORMATS[options.shared_format]
+            shared, self.shared_rounding = _pack_shared_expert(layer.shared_expert, form, options.shared_group_size)
+            weights |= shared
+        self.input_names = tuple(weights)
+        for name, weight in weights.items():
+            self.register_buffer(name, weight)
+
+    def operator_inputs(self) -> list[Tensor | None]:
+        """The operator's inputs after x, in order."""
+        return [getattr(self, name) for name in self.input_names]
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mote.ternary_moe(x, *self.buffers(), *self.attributes.values())
+        y: Tensor = torch.ops.mote.ternary_moe(x, *self.operator_inputs(), *self.attributes.values())
         return y
 
 
 class PackedMoteLayer(nn.Module):
-    """`MoteLayer` for inference: y = shared_expert(x) + experts(x)."""
+    """`MoteLayer` for inference: y = experts(x), plus shared_expert(x) where that one is outside of the operator."""
 
-    def __init__(self, layer: MoteLayer) -> None:
+    def __init__(self, layer: MoteLayer, options: PackOptions) -> None:
         super().__init__()
-        self.shared_expert = layer.shared_expert
-        self.experts = PackedTernaryExperts(layer)
+        self.options = options
+        self.shared_expert = None if options.has_shared_inside else layer.shared_expert
+        self.experts = PackedTernaryExperts(layer, options)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        y: Tensor = self.shared_expert(hidden_states) + self.experts(hidden_states)
-        return y
+        y: Tensor = self.experts(hidden_states)
+        return y if self.shared_expert is None else self.shared_expert(hidden_states) + y
 
 
-def _pack(experts: TernaryExperts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _pack_experts(experts: TernaryExperts, packing: Packing) -> dict[str, Tensor]:
     """Packs expert by expert, so that the codes of one expert at a time exist unpacked."""
     gate_up, down, gate_up_scale, down_scale = [], [], [], []
     for index in range(experts.gate_proj.shape[0]):
         (gate, gate_s), (up, up_s), (down_codes, down_s) = (
             ternarize(weight[index].detach()) for weight in (experts.gate_proj, experts.up_proj, experts.down_proj)
         )
-        gate_up.append(torch.from_numpy(pack_gate_up(gate.to(torch.int8).numpy(), up.to(torch.int8).numpy())))
-        down.append(torch.from_numpy(pack_2bit(down_codes.to(torch.int8).numpy())))
+        gate_up.append(torch.from_numpy(pack_gate_up(gate.to(torch.int8).numpy(), up.to(torch.int8).numpy(), packing)))
+        down.append(torch.from_numpy(packing.pack(down_codes.to(torch.int8).numpy())))
         gate_up_scale.append(torch.stack([gate_s, up_s]))
         down_scale.append(down_s)
-    return torch.stack(gate_up), torch.stack(gate_up_scale), torch.stack(down), torch.stack(down_scale)
+    return {
+        "gate_up_packed": torch.stack(gate_up),
+        "gate_up_scale": torch.stack(gate_up_scale),
+        "down_packed": torch.stack(down),
+        "down_scale": torch.stack(down_scale),
+    }
 
 
-def _check(module: nn.Module) -> str | None:
-    assert isinstance(module, MoteLayer)
-    parameters = [module.router.weight, *module.experts.parameters()]
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-        return "its router or experts contain NaN or infinity"
-    return None
+def _pack_shared_expert(
+    shared_expert: nn.Module, form: SharedFormat, group_size: int
+) -> tuple[dict[str, Tensor | None], Rounding]:
+    lines, scales, rounding = [], [], Rounding()
+    for name in SHARED_PROJECTIONS:
+        weight = shared_expert.get_parameter(f"{name}.weight").detach()
+        values, scale = form.quantize(weight, group_size)
+        change = dequantize(values, scale, group_size) - weight.float()
+        rounding += Rounding(float(change.double().square().sum()), float(weight.double().square().sum()))
+        lines.append(form.packing.pack(values.numpy()))
+        scales.append(None if scale is None else pack_scales(scale))
+    gate_scale, up_scale, down_scale = scales
+    weights = {
+        "shared_gate_up": torch.from_numpy(interleave(lines[0], lines[1])),
+        "shared_gate_up_scale": None
+        if gate_scale is None or up_scale is None
+        else torch.stack([gate_scale, up_scale], 1),
+        "shared_down": torch.from_numpy(lines[2]),
+        "shared_down_scale": down_scale,
+    }
+    return weights, rounding
 
 
-def _rewrite(module: nn.Module) -> nn.Module:
-    assert isinstance(module, MoteLayer)
-    return PackedMoteLayer(module)
+def pack_ternary_experts(options: PackOptions | None = None) -> ModulePass:
+    """The pass for weights stored as `options` say; by default as `mote-export` does."""
+    chosen = options or PackOptions()
 
+    def check(module: nn.Module) -> str | None:
+        assert isinstance(module, MoteLayer)
+        parameters = [module.router.weight, *module.experts.parameters()]
+        if chosen.has_shared_inside:
+            parameters += module.shared_expert.parameters()
+            for name in SHARED_PROJECTIONS:
+                kind = type(module.shared_expert.get_submodule(name))
+                if kind is not nn.Linear:
+                    return (
+                        f"{name} of its shared expert is a {kind.__name__}, only plain linear layers can be stored as "
+                        f"{chosen.shared_expert} (--shared-expert float32 leaves it as it is)"
+                    )
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+            return "its router or experts contain NaN or infinity"
+        return None
 
-PACK_TERNARY_EXPERTS = ModulePass(
-    name="pack-ternary-experts",
-    pattern=lambda module: isinstance(module, MoteLayer),
-    check=_check,
-    rewrite=_rewrite,
-)
+    def rewrite(module: nn.Module) -> nn.Module:
+        assert isinstance(module, MoteLayer)
+        return PackedMoteLayer(module, chosen)
+
+    return ModulePass(
+        name="pack-ternary-experts",
+        pattern=lambda module: isinstance(module, MoteLayer),
+        check=check,
+        rewrite=rewrite,
+    )

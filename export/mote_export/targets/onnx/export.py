@@ -14,6 +14,7 @@ from mote_export.model import MoteForConditionalGeneration
 from mote_export.passes import apply_passes
 from mote_export.passes.attention import attention_head_dim
 from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
+from mote_export.passes.onnx_ternary_matmul import ONNX_TERNARY_MATMUL
 from mote_export.passes.onnx_ternary_moe import ONNX_TERNARY_MOE
 from mote_export.targets.base import ExportSettings
 from mote_export.targets.onnx.external_data import save_with_external_data
@@ -24,7 +25,7 @@ from mote_runtime.library import get_library_path
 logger = logging.getLogger(__name__)
 
 PLUGIN = "libmote_ort.so"
-PASSES = (GROUP_QUERY_ATTENTION, ONNX_TERNARY_MOE)
+PASSES = (GROUP_QUERY_ATTENTION, ONNX_TERNARY_MOE, ONNX_TERNARY_MATMUL)
 # Lengths of the traced example: different from each other and above 1, so that no dimension is taken for a constant.
 EXAMPLE_IMAGES, EXAMPLE_SEQUENCE, EXAMPLE_PAST = 2, 7, 11
 
