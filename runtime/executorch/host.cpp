@@ -48,7 +48,7 @@ Status prepare_tokens(const Operator& type, const Arguments& arguments, const Sp
   return Status::ok();
 }
 
-/// The runtime's threads, as the core asks for them. parallel_for() cuts a range into equal pieces, one for each thread,
+/// The runtime's threads, as the core asks for them. parallel_for() cuts a range into equal pieces, one for a thread,
 /// and a thread on a busy core would keep the others waiting with its piece. So the range only says how many may
 /// take part, and each of them takes the next index until none is left.
 bool run_in_parallel(void*, void (*task)(void*, size_t), size_t count, void* arg) {
@@ -114,14 +114,10 @@ Status Arguments::check_tensor(size_t index, ScalarType type) const {
 }
 
 Status Arguments::read_weight(size_t index, ScalarType type, Tensor* out) const {
-  static const char nothing = 0;
   RETURN_IF_ERROR(check_tensor(index, type));
   const EtTensor& tensor = stack_[index]->toTensor();
+  out->is_given = true;
   out->data = tensor.const_data_ptr();
-  if (out->data == nullptr) {
-    if (tensor.numel() > 0) return Status::error("%s has no memory; weights must be constants", names_[index]);
-    out->data = &nothing;  // a tensor of no values is given all the same
-  }
   out->rank = static_cast<size_t>(tensor.dim());
   for (size_t i = 0; i < out->rank; ++i) out->shape[i] = tensor.size(static_cast<ssize_t>(i));
   return Status::ok();

@@ -31,13 +31,14 @@ using ::executorch::runtime::Span;
 
 inline constexpr size_t kMaxRank = 8;  // more than any tensor of an operator has
 
-/// Data and shape of a tensor of the runtime, whose sizes are 32-bit.
+/// Data and shape of a tensor of the runtime, or nothing. Its sizes are 32-bit there.
 struct Tensor {
+  bool is_given = false;
   const void* data = nullptr;
   int64_t shape[kMaxRank] = {};
   size_t rank = 0;
 
-  TensorView view() const { return {data, shape, rank}; }
+  TensorView view() const { return is_given ? TensorView{data, shape, rank} : TensorView(); }
 };
 
 /// The arguments of a call, each checked when it is read. Positions are those of the schema.
@@ -50,7 +51,7 @@ class Arguments {
 
   Status read_weight(size_t index, ScalarType type, Tensor* out) const;
 
-  /// One that is None stays without data.
+  /// One that is None stays not given.
   Status read_optional_weight(size_t index, ScalarType type, Tensor* out) const;
 
   Status read_integer(size_t index, int64_t* out) const;

@@ -22,11 +22,11 @@ Node make_node(const Operator& type, const Api& api, const OrtKernelInfo* info) 
 }
 
 OrtStatus* read_tensor(const Node& node, const char* name, const OrtValue* value, Tensor* tensor) {
-  static const char nothing = 0;
   const Api& api = *node.api;
   void* data = nullptr;
   RETURN_IF_ERROR(api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-  tensor->data = data != nullptr ? data : &nothing;  // a tensor of no values is given all the same
+  tensor->is_given = true;
+  tensor->data = data;
   OrtTensorTypeAndShapeInfo* info = nullptr;
   RETURN_IF_ERROR(api.GetTensorTypeAndShape(value, &info));
   OrtStatus* status = api.GetDimensionsCount(info, &tensor->rank);

@@ -35,13 +35,14 @@ struct Node {
   __attribute__((format(printf, 2, 3))) OrtStatus* error(const char* format, ...) const;
 };
 
-/// Data and shape of a tensor of the runtime.
+/// Data and shape of a tensor of the runtime, or nothing.
 struct Tensor {
+  bool is_given = false;
   const void* data = nullptr;
   int64_t shape[kMaxRank] = {};
   size_t rank = 0;
 
-  TensorView view() const { return {data, shape, rank}; }
+  TensorView view() const { return is_given ? TensorView{data, shape, rank} : TensorView(); }
 };
 
 /// What the model says of a node: read while the session is made, not kept.
@@ -49,7 +50,7 @@ class Definition {
  public:
   Definition(const Node& node, const OrtKernelInfo* info) : node_(node), info_(info) {}
 
-  /// Reads every input but x, in place. One that is optional and absent stays without data.
+  /// Reads every input but x, in place. One that is optional and absent stays not given.
   OrtStatus* read_weights();
 
   const Node& node() const { return node_; }
