@@ -83,8 +83,8 @@ def dequantize(values: Tensor, scale: Tensor | None, group_size: int) -> Tensor:
     """The float32 weights [N, K] that `SharedFormat.quantize` made values and scales of."""
     if scale is None:
         return values.view(torch.bfloat16).float()
-    cols = values.shape[1]
-    return values.float() * scale.float().repeat_interleave(group_size or cols, dim=1)[:, :cols]
+    one_each = scale.float() if scale.shape[1] == 1 else scale.float().repeat_interleave(group_size, dim=1)
+    return values.float() * one_each[:, : values.shape[1]]
 
 
 def pack_scales(scale: Tensor) -> Tensor:
