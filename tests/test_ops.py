@@ -78,12 +78,10 @@ def shared_matrix(row: Row, values: Array, scale: Array | None, form: str, group
     result = []
     for line, scales in zip(values, scale, strict=True):
         products = [int(w) * a for w, a in zip(line, q, strict=True)]
-        if form == "int8":
-            result.append((F(sum(products)) * scales[0]) * d)
-            continue
+        size = group if form == "int4" else len(products)
         a = F(0)
         for i, w in enumerate(scales):
-            a = a + F(sum(products[i * group : (i + 1) * group])) * w
+            a = a + F(sum(products[i * size : (i + 1) * size])) * w
         result.append(a * d)
     return result
 

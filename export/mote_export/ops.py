@@ -119,7 +119,8 @@ def _check_packing(packing: str, layout_version: int, greatest_size: int) -> Non
 
 def _ternary_product(codes: Tensor, weight: Array, factor: Tensor) -> Tensor:
     """float(acc) * factor of step 5: codes [T, K], ternary weight int8 [N, K], factor [T, 1]; [T, N]."""
-    return (codes @ torch.from_numpy(weight).float().T) * factor
+    acc = codes @ torch.from_numpy(weight).float().T
+    return (acc + 0.0) * factor  # -1 * 0 is -0, but the integer 0 has no sign
 
 
 def _shared_expert(
@@ -175,30 +176,27 @@ def product_bf16(x: Tensor, bits: Array, scale: Tensor | None, group_size: int) 
     return y
 
 
-def product_int8(x: Tensor, codes: Array, scale: Tensor | None, group_size: int) -> Tensor:
-    """(float(acc) * w) * d: x [T, K], codes int8 [N, K], scale float32 [N, 1]; [T, N]."""
+def product_integer(x: Tensor, codes: Array, scale: Tensor | None, group_size: int) -> Tensor:
+    """a * d, a the sum of float(acc) * w over the groups in order: x [T, K], codes int8 [N, K], scale float32 [N, G]; [T, N].
+
+    A row is one group where `group_size` is 0.
+    """
     assert scale is not None
     q, step = quantize_activations(x)
-    total = (q.double() @ torch.from_numpy(codes).double().T).float()  # up to 127 * 127 * K: beyond float32's integers
-    return (total * scale[:, 0]) * step
-
-
-def product_int4(x: Tensor, codes: Array, scale: Tensor | None, group_size: int) -> Tensor:
-    """a * d, a the sum of float(acc) * w over the groups in order: x [T, K], codes int8 [N, K], scale float32 [N, G]; [T, N]."""
-    assert scale is not None
-    q, step = quantize_activations(x)
-    weight = torch.from_numpy(codes).float()
+    size = group_size or x.shape[1]
+    exact = torch.float32 if 128 * 128 * size <= EXACT_FLOAT32_INTEGER else torch.float64
+    q, weight = q.to(exact), torch.from_numpy(codes).to(exact)
     total = torch.zeros(x.shape[0], codes.shape[0])
     for group in range(scale.shape[1]):
-        part = slice(group * group_size, (group + 1) * group_size)
-        total = total + (q[:, part] @ weight[:, part].T) * scale[:, group]
+        part = slice(group * size, (group + 1) * size)
+        total = total + (q[:, part] @ weight[:, part].T).float() * scale[:, group]
     return total * step
 
 
 SHARED_PRODUCTS: dict[str, Callable[[Tensor, Array, Tensor | None, int], Tensor]] = {
     "bf16": product_bf16,
-    "int8": product_int8,
-    "int4": product_int4,
+    "int8": product_integer,
+    "int4": product_integer,
 }
 
 
