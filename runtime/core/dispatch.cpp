@@ -6,6 +6,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 #include "kernels/tables.h"
@@ -37,6 +39,17 @@ bool cpu_has_avx512vnni() {
 }
 
 bool cpu_has_avx512vbmi() { return cpu_has_avx512vnni() && __builtin_cpu_supports("avx512vbmi"); }
+#elif defined(__aarch64__)
+// Bits of Linux' interface, which older headers lack.
+bool cpu_has_dotprod() {
+  constexpr unsigned long kAsimdDotprodBit = 1ul << 20;
+  return (getauxval(AT_HWCAP) & kAsimdDotprodBit) != 0;
+}
+
+bool cpu_has_i8mm() {
+  constexpr unsigned long kI8mmBit = 1ul << 13;
+  return cpu_has_dotprod() && (getauxval(AT_HWCAP2) & kI8mmBit) != 0;
+}
 #endif
 
 /// The registry, slowest first. A new ISA adds its line here.
@@ -47,6 +60,10 @@ constexpr IsaEntry kEntries[] = {
     {"avxvnni", &avxvnni_kernels, cpu_has_avxvnni},
     {"avx512vnni", &avx512vnni_kernels, cpu_has_avx512vnni},
     {"avx512vbmi", &avx512vbmi_kernels, cpu_has_avx512vbmi},
+#elif defined(__aarch64__)
+    {"neon", &neon_kernels, always},
+    {"neon_dotprod", &neon_dotprod_kernels, cpu_has_dotprod},
+    {"neon_i8mm", &neon_i8mm_kernels, cpu_has_i8mm},
 #endif
 };
 constexpr size_t kNumEntries = sizeof(kEntries) / sizeof(kEntries[0]);

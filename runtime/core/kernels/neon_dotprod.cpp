@@ -18,7 +18,7 @@ struct NeonDotprod {
 
   template <class Format, int T>
   static void dot(const uint8_t* lines, size_t num_lines, const int8_t* inputs, Int (&acc)[T]) {
-    dot_by_sdot<Format, T>(lines, num_lines, inputs, acc);
+    dot_by_registers<Sdot, Format, T>(lines, num_lines, inputs, acc);
   }
 };
 

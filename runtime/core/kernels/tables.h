@@ -10,5 +10,8 @@ extern const KernelTable avx2_kernels;
 extern const KernelTable avxvnni_kernels;
 extern const KernelTable avx512vnni_kernels;
 extern const KernelTable avx512vbmi_kernels;
+extern const KernelTable neon_kernels;
+extern const KernelTable neon_dotprod_kernels;
+extern const KernelTable neon_i8mm_kernels;
 
 }  // namespace mote
