@@ -25,11 +25,13 @@ NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 RUN_plain :=
 RUN_asan := $(NO_ASLR)
 RUN_tsan := $(NO_ASLR)
+# What QEMU pretends to be: without extensions, with dot products, with everything it knows (matrix products of bytes among it).
+ARM_CPUS := cortex-a72 cortex-a76 max
 
 .DEFAULT_GOAL := help
 # Installing, building and testing share the two folders; each step uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help venv build test test-cpp test-python demo demo-model bench lint clean
+.PHONY: help venv build test test-cpp test-cpp-arm test-python demo demo-model bench lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(firstword $(MAKEFILE_LIST)) | awk -F: '{printf "make %-12s%s\n", $$1, $$2}'
@@ -51,13 +53,22 @@ build/.stamp: $(VENV)/.stamp $(CPP_SOURCES)
 
 test: build test-cpp test-python  ## C++ tests (also with sanitizers), then pytest
 
-test-cpp: $(SANITIZERS:%=test-cpp-%)
+test-cpp: $(SANITIZERS:%=test-cpp-%) test-cpp-arm
 
 test-cpp-%: $(VENV)/.stamp
 	cmake -S . -B build/test-$* -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMOTE_BUILD_TESTS=ON -DMOTE_BUILD_PLUGINS=$(PLUGINS_$*) \
 	  -DMOTE_SANITIZE=$(SANITIZE_$*) >build/test-$*.log 2>&1 || { cat build/test-$*.log; exit 1; }
 	cmake --build build/test-$*
 	$(RUN_$*) ctest --test-dir build/test-$* --output-on-failure
+
+test-cpp-arm: $(VENV)/.stamp  ## the core's tests for 64-bit ARM, under QEMU
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
+	  { echo "The tests for ARM need the packages g++-aarch64-linux-gnu and qemu-user"; exit 1; }
+	@mkdir -p build
+	cmake -S runtime/core -B build/test-arm -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake >build/test-arm.log 2>&1 || { cat build/test-arm.log; exit 1; }
+	cmake --build build/test-arm
+	for cpu in $(ARM_CPUS); do QEMU_CPU=$$cpu ctest --test-dir build/test-arm --parallel $$(nproc) --output-on-failure || exit 1; done
 
 test-python: build
 	$(BIN)/python -m pytest

@@ -1,5 +1,5 @@
 // ARM with matrix products of bytes (FEAT_I8MM: Cortex-A510, A710, X2 and newer): smmla multiplies two rows by two tokens by 8
-// inputs, twice the work of sdot. For few tokens sdot is as good.
+// inputs, twice the work of sdot. Up to four tokens do not repay the bringing of rows and tokens into that order.
 #include "kernels/neon_sdot.h"
 #include "kernels/tables.h"
 
@@ -162,7 +162,7 @@ struct NeonI8mm {
   using Int = IntLanes;
   static constexpr int kTileTokens = 16;
   static constexpr int kFloatTileTokens = 3;
-  static constexpr int kLeastTokens = 4;
+  static constexpr int kLeastTokens = 5;
 
   template <class Format>
   static constexpr int32_t code_offset() {

@@ -64,7 +64,7 @@ struct Sdot {
   /// So many that all sums stay in the 32 registers, beside planes, inputs and constants.
   template <class Format>
   static constexpr int registers_at_once(int tokens) {
-    constexpr int kMaxSums = Format::kPlanes == 5 ? 10 : 18;
+    constexpr int kMaxSums = Format::kPlanes == 5 ? 10 : Format::kPlanes == 1 ? 24 : 18;
     const int sums = tokens * places<Format>(tokens);
     return 4 * sums <= kMaxSums ? 4 : 2 * sums <= kMaxSums ? 2 : 1;
   }
