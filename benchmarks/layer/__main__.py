@@ -128,22 +128,34 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "l3_bytes": l3_bytes(),
         "onnxruntime": onnxruntime.__version__,
-        "load_average_at_start": os.getloadavg()[0],
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "quick": arguments.quick,
     }
+
+
+def busy_seconds() -> tuple[float, float]:
+    """CPU time since some moment: of the whole machine, and of this program with those that it ran."""
+    user, nice, system, _, _, irq, soft_irq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    own = os.times()
+    all_ticks = user + nice + system + irq + soft_irq + steal
+    return all_ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system + own.children_user + own.children_system
 
 
 def main() -> None:
     arguments = parse()
     about = machine(arguments)
     start = time.perf_counter()
+    all_before, own_before = busy_seconds()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         samples, limits = measure_all(arguments, folder, compile_limits(folder))
         loaded = [operator for operator in operators() if operator.name in LOADED]
         loads = {} if arguments.only else measure_loads(loaded, arguments.plugin)
-    about["minutes"] = round((time.perf_counter() - start) / 60, 1)
+    seconds = time.perf_counter() - start
+    all_after, own_after = busy_seconds()
+    about["minutes"] = round(seconds / 60, 1)
+    # Including what the host took from a virtual machine.
+    about["cores_busy_elsewhere"] = round(((all_after - all_before) - (own_after - own_before)) / seconds, 2)
     traffic = {shape: traffic_by_operator(SHAPES[shape]) for shape in arguments.shapes}
     records: list[Record] = [
         summarize(point, found, traffic[point.shape][point.operator], limits) for point, found in samples.items()

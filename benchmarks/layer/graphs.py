@@ -160,14 +160,19 @@ def layers_in_turn(traffic: Traffic, experts_used: int, working_set: int, at_lea
     return max(-(-working_set // touched), at_least)
 
 
+def _normalized(graph: Graph, x: str) -> str:
+    """As between the layers of a model: without it values grow until a layer has nothing to compute but NaN."""
+    return graph.add("LayerNormalization", [x, graph.constant(np.ones(graph.shape.hidden, np.float32))])
+
+
 def write(
     folder: Path, name: str, shape: Shape, layer: Layer, layers: int, files: WeightFiles, chain: bool = False
 ) -> Model:
-    """`layers` of them side by side (or each fed by the one before it), and the files that they need."""
+    """`layers` of them side by side (or each fed by the one before it, normalized), and the files that they need."""
     graph = Graph(shape, np.random.default_rng(1))
     outputs = [f"y{i}" for i in range(layers)]
     for i, output in enumerate(outputs):
-        layer(graph, outputs[i - 1] if chain and i else "x", output)
+        layer(graph, _normalized(graph, outputs[i - 1]) if chain and i else "x", output)
     values = [helper.make_tensor_value_info(n, FLOAT, ["tokens", shape.hidden]) for n in ("x", *outputs)]
     proto = helper.make_graph(graph.nodes, name, values[:1], values[-1:] if chain else values[1:], graph.tensors)
     opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 21), ("mote", 1), ("com.microsoft", 1))]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .graphs import Graph, WeightFiles, write
-from .measure import open_session
+from .measure import check_finite, open_session
 from .operators import Operator
 from .shapes import LOAD_LAYERS, MAIN_SHAPE, Shape
 
@@ -48,11 +48,13 @@ def load_once(path: Path, base: Path, hidden: int, plugin: Path) -> dict[str, An
     opened = time.perf_counter()
     session.run(None, {"x": x})
     first = time.perf_counter()
+    memory = resident()
+    check_finite(session, x)
     return {
         "open_seconds": opened - start,
         "first_token_seconds": first - start,
         "base_anonymous": before["anonymous"],
-        "memory": resident(),
+        "memory": memory,
     }
 
 

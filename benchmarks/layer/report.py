@@ -42,7 +42,7 @@ def _machine(about: dict[str, Any], limits: Limits) -> Iterator[str]:
     yield (
         f"{about['cpu']} ({about['architecture']}), {about['cores']} cores, L3 {about['l3_bytes'] >> 20} MiB; "
         f"onnxruntime {about['onnxruntime']}. One {kind} of {about['minutes']} minutes, {about['date']}; "
-        f"load average at its start {about['load_average_at_start']:.1f}."
+        f"other programs kept {about['cores_busy_elsewhere']:.2f} of the cores busy meanwhile."
     )
     yield ""
     yield "Limits, the best of several measurements in this run:"
