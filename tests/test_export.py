@@ -14,10 +14,11 @@ from tiny import tiny_checkpoint
 from mote_export.checkpoint import load_checkpoint, save_model_pt
 from mote_export.cli.export import main
 from mote_export.defaults import DEFAULT_RTOL
-from mote_export.exporter import export
+from mote_export.exporter import ExportResult, export
 from mote_export.model import MoteForConditionalGeneration
-from mote_export.passes import PassError, apply_passes, pack_ternary_experts
+from mote_export.passes import PackOptions, PassError, apply_passes, pack_ternary_experts
 from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
+from mote_export.report import expert_memory, formula_bytes
 from mote_export.verify import Sample, VerificationError, verify_folder
 from mote_runtime.backends import open_backend
 from mote_runtime.manifest import Manifest
@@ -71,11 +72,11 @@ def test_decoder_has_one_moe_node_a_layer_and_no_dequantized_expert(exported: Pa
     nodes = [node for node in model.graph.node if node.op_type == "TernaryMoE"]
     assert [node.domain for node in nodes] == ["mote", "mote"]
     shapes = [tuple(tensor.dims) for tensor in model.graph.initializer]
-    # The shared experts' three matrices per layer are the only ones of FFN shape, in either orientation.
-    assert sum(sorted(shape) == [64, 160] for shape in shapes) == 3 * 2
+    assert not any(sorted(shape) == [64, 160] for shape in shapes)
     assert not any(len(shape) == 3 for shape in shapes)
     packed = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.UINT8]
-    assert sorted(tuple(tensor.dims) for tensor in packed) == sorted([(4, 10, 2, 4, 64), (4, 4, 10, 64)] * 2)
+    routed, shared = [(4, 10, 2, 4, 64), (4, 4, 10, 64)], [(10, 2, 32, 64), (4, 80, 64)]
+    assert sorted(tuple(tensor.dims) for tensor in packed) == sorted([*routed, *shared] * 2)
 
 
 def test_decoder_interface(exported: Path) -> None:
@@ -138,6 +139,78 @@ def test_executorch_methods_and_metadata(exported: Path) -> None:
     torch.testing.assert_close(by_ids, by_embeds)
 
 
+OPTIONS = {
+    "float32": PackOptions("1.6bit", "float32"),
+    "bf16": PackOptions("2bit", "bf16"),
+    "int8": PackOptions("2bit", "int8"),
+    "int4": PackOptions("1.6bit", "int4", 32),
+}
+
+
+@pytest.fixture(scope="module", params=OPTIONS.values(), ids=OPTIONS.keys())
+def stored(
+    request: pytest.FixtureRequest, exported: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PackOptions, list[ExportResult]]:
+    """The tiny model on both targets, its weights stored in one of the formats."""
+    folder = tmp_path_factory.mktemp("stored")
+    return request.param, export(
+        exported.parent / "model.pt", folder / "out", ["onnx", "executorch"], pack=request.param
+    )
+
+
+def test_every_format_verifies_on_both_targets(stored: tuple[PackOptions, list[ExportResult]]) -> None:
+    pack, results = stored
+    for result in results:
+        assert result.verification is not None
+        assert result.verification.greedy_tokens_compared > 0
+        moe = Manifest.read(result.folder).moe
+        assert (moe.packing, moe.shared_expert) == (pack.packing, pack.shared_expert)
+        assert moe.shared_group_size == pack.shared_group_size
+
+
+def experts_of(path: Path, pack: PackOptions) -> MoteForConditionalGeneration:
+    model = load_checkpoint(path).model
+    apply_passes(model.get_decoder(), [pack_ternary_experts(pack)])
+    return model
+
+
+def test_memory_is_that_of_the_files(stored: tuple[PackOptions, list[ExportResult]], exported: Path) -> None:
+    pack, (in_onnx, in_executorch) = stored
+    memory = in_onnx.memory
+    assert memory == in_executorch.memory
+    graph = onnx.load(in_onnx.folder / "model.onnx").graph
+    sizes = {tensor.name: onnx.numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type == "TernaryMoE"]
+    # x is no initializer. Inputs in the order of docs/operator.md.
+    routed = sum(sizes[name] for node in nodes for name in (node.input[2], node.input[4]))
+    rest = sum(sizes[name] for node in nodes for name in (node.input[1], node.input[3], node.input[5]))
+    inside = sum(sizes[name] for node in nodes for name in node.input[6:] if name)
+    outside = sum(tensor.dims == [64, 160] or tensor.dims == [160, 64] for tensor in graph.initializer) * 4 * 64 * 160
+    assert (memory.packed, memory.scales_and_routers, memory.shared) == (routed, rest, inside + outside)
+    assert (outside > 0) == (pack.shared_expert == "float32")
+    parameters = 3 * 64 * 160 * 2
+    assert memory.packed_bits == 8 * routed / (4 * parameters)
+    assert memory.shared_bits == 8 * memory.shared / parameters
+    program = (in_executorch.folder / "model.pte").read_bytes()
+    for layer in experts_of(exported.parent / "model.pt", pack).get_decoder().layers:
+        for name, buffer in layer.mlp.experts.named_buffers():
+            assert buffer.contiguous().view(torch.uint8).numpy().tobytes() in program, name
+
+
+def test_rounding_of_the_shared_expert_is_reported(exported: Path) -> None:
+    found = {name: expert_memory(experts_of(exported.parent / "model.pt", pack)) for name, pack in OPTIONS.items()}
+    assert found["float32"].shared_rounding == 0.0
+    assert 0.001 < found["bf16"].shared_rounding < 0.003  # the tiny model is float32
+    assert found["bf16"].shared_rounding < found["int8"].shared_rounding < 0.02
+    assert found["int8"].shared_rounding < found["int4"].shared_rounding < 0.2
+
+
+def test_bf16_keeps_a_bfloat16_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    save_model_pt(tmp_path / "model.pt", checkpoint.model.bfloat16(), checkpoint.files)
+    assert expert_memory(experts_of(tmp_path / "model.pt", OPTIONS["bf16"])).shared_rounding == 0.0
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "sizes that are no multiple of a tile": {"hidden_size": 40, "intermediate_size": 100},
     "top-2 of 3, normalized": {"num_experts": 3, "top_k": 2, "normalize_topk": True},
@@ -160,13 +233,13 @@ def test_memory_is_counted_in_bytes_and_by_the_formula(exported: Path) -> None:
     assert memory["full_precision"] == 4 * 2 * parameters
     assert memory["formula"] == 2 * parameters + 4 * parameters // 4
     assert memory["packed"] == 4 * parameters // 4  # multiples of the tile: exactly 2 bits
-    assert memory["shared"] == 4 * parameters
+    assert memory["shared"] == 2 * parameters  # bf16
+    assert (memory["packed_bits"], memory["shared_bits"]) == (2, 16)
+    assert memory["total"] == memory["packed"] + memory["scales_and_routers"] + memory["shared"]
 
 
 def test_formula_gives_the_numbers_of_the_paper() -> None:
     """GiB of expert memory for Qwen2.5-0.5B, 1.5B and 3B with 4 experts (arXiv 2506.14435)."""
-    from mote_export.report import formula_bytes
-
     shapes = [(896, 4864, 24), (1536, 8960, 28), (2048, 11008, 36)]
     found = [tuple(round(size / 2**30, 2) for size in formula_bytes(*shape, 4)) for shape in shapes]
     assert found == [(2.34, 0.88), (8.61, 3.23), (18.14, 6.80)]

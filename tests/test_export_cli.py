@@ -155,6 +155,10 @@ def test_output_not_empty(good: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         ["--context-length", "x"],
         ["--rtol", "nan"],
         ["--no-verify", "--sample", "a.png", "b"],
+        ["--packing", "3bit"],
+        ["--shared-expert", "int2"],
+        ["--shared-expert", "int4", "--shared-group-size", "48"],
+        ["--shared-group-size", "32"],
         ["--nonsense"],
     ],
 )
@@ -163,6 +167,31 @@ def test_usage_errors(good: Path, arguments: list[str], capsys: pytest.CaptureFi
         main([str(good), *arguments])
     assert caught.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_a_group_size_without_groups_is_refused(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([str(good), "--shared-expert", "int8", "--shared-group-size", "64"])
+    assert "--shared-group-size is for --shared-expert int4; int8 has no groups" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "bits", "sentence"),
+    [
+        ([], "(16.00 bits a weight)", "rounds the checkpoint's weights by 0.1"),
+        (["--shared-expert", "float32"], "(32.00 bits a weight)", "keep every weight of the checkpoint"),
+        (["--shared-expert", "int8"], "(8.20 bits a weight)", "rounds the checkpoint's weights by 0."),
+        (["--shared-expert", "int4"], "(4.", "--shared-expert float32 keeps them"),
+        (["--packing", "1.6bit"], "packed (1.", "rounds"),
+    ],
+)
+def test_report_says_how_weights_are_stored(
+    good: Path, tmp_path: Path, arguments: list[str], bits: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(good), "-o", str(tmp_path / "out"), "--target", "onnx", "--no-verify", *arguments]) == 0
+    report = " ".join(capsys.readouterr().out.split())
+    assert bits in report
+    assert sentence in report
 
 
 def test_context_longer_than_the_model(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
