@@ -67,7 +67,7 @@ test-cpp-arm: $(VENV)/.stamp  ## the core's tests for 64-bit ARM, under QEMU
 	@mkdir -p build
 	cmake -S runtime/core -B build/test-arm -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake >build/test-arm.log 2>&1 || { cat build/test-arm.log; exit 1; }
-	cmake --build build/test-arm
+	cmake --build build/test-arm --target mote_core_tests
 	for cpu in $(ARM_CPUS); do QEMU_CPU=$$cpu ctest --test-dir build/test-arm --parallel $$(nproc) --output-on-failure || exit 1; done
 
 test-python: build
