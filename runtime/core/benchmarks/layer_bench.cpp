@@ -1,5 +1,6 @@
-// Time of one layer of a 1.5B-scale model (hidden 1536, intermediate 8960, 4 experts, top-1), by tokens and threads.
-// Layers take turns, enough of them to exceed the caches, as the layers of a model do. MOTE_ISA chooses the kernels.
+// Time of one layer of a 1.5B-scale model (hidden 1536, intermediate 8960, 4 experts, top-1), by tokens and threads, for a
+// packing of the experts and a format of the shared one. Layers take turns, enough of them to exceed the caches, as the layers of a
+// model do. MOTE_ISA chooses the kernels.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -8,9 +9,11 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "layout.h"
 #include "mote/ternary_moe.h"
 
 namespace {
@@ -20,7 +23,7 @@ constexpr int64_t kIntermediate = 8960;
 constexpr int64_t kExperts = 4;
 constexpr size_t kLayers = 12;
 constexpr double kExpertProducts = 3.0 * kHidden * kIntermediate;
-constexpr double kExpertBytes = kExpertProducts / 4;
+constexpr int64_t kGroupSize = 128;
 
 /// A point is measured for at least this long, and at least this often.
 constexpr double kMillisecondsPerPoint = 700;
@@ -105,38 +108,97 @@ PackedBytes packed_bytes(size_t size) {
   return out;
 }
 
+/// The formats to measure, by the names of docs/operator.md.
+struct Formats {
+  std::string packing = "2bit";
+  std::string shared = "none";
+
+  mote::WeightFormat packed() const {
+    return packing == "2bit" ? mote::WeightFormat::kTwoBit : mote::WeightFormat::kOneSixBit;
+  }
+  mote::WeightFormat shared_weights() const {
+    return shared == "int4"   ? mote::WeightFormat::kInt4
+           : shared == "int8" ? mote::WeightFormat::kInt8
+                              : mote::WeightFormat::kBf16;
+  }
+  bool has_shared() const { return shared != "none"; }
+};
+
+int64_t lines(mote::WeightFormat format, int64_t inputs) {
+  return static_cast<int64_t>(mote::num_lines(format, static_cast<size_t>(inputs)));
+}
+
+/// A packed tensor of this shape.
+struct Tensor {
+  std::vector<int64_t> shape;
+  PackedBytes bytes;
+  size_t size;
+
+  Tensor(std::vector<int64_t> dimensions, size_t element_bytes) : shape(std::move(dimensions)), bytes(nullptr, &std::free) {
+    size = element_bytes;
+    for (const int64_t n : shape) size *= static_cast<size_t>(n);
+    bytes = packed_bytes(size);
+  }
+  mote::TensorView view() const { return {bytes.get(), shape.data(), shape.size()}; }
+};
+
 struct Layer {
   std::vector<float> router = uniform(kExperts * kHidden, -0.05f, 0.05f);
   std::vector<float> gate_up_scale = uniform(kExperts * 2, 0.01f, 0.02f);
   std::vector<float> down_scale = uniform(kExperts, 0.01f, 0.02f);
-  PackedBytes gate_up = packed_bytes(kExperts * kIntermediate * 2 * kHidden / 4);
-  PackedBytes down = packed_bytes(kExperts * kHidden * kIntermediate / 4);
+  std::vector<Tensor> tensors;
+  double expert_bytes = 0, shared_bytes = 0;
   mote::TernaryMoE moe;
 
-  Layer() {
+  explicit Layer(const Formats& formats) {
     mote::TernaryMoEConfig config;
     config.num_experts = kExperts;
     config.top_k = 1;
     config.hidden_size = kHidden;
     config.intermediate_size = kIntermediate;
     config.activation = "silu";
-    config.packing = "2bit";
+    config.packing = formats.packing.c_str();
     config.layout_version = mote::kLayoutVersion;
+    config.shared_format = formats.shared.c_str();
+    config.shared_group_size = formats.shared == "int4" ? kGroupSize : 0;
+
+    const mote::WeightFormat packed = formats.packed();
+    tensors.emplace_back(std::vector<int64_t>{kExperts, kIntermediate / 16, 2, lines(packed, kHidden), 64}, 1);
+    tensors.emplace_back(std::vector<int64_t>{kExperts, kHidden / 16, lines(packed, kIntermediate), 64}, 1);
+    expert_bytes = static_cast<double>(tensors[0].size + tensors[1].size) / kExperts;
+    if (formats.has_shared()) add_shared(formats);
+
     const int64_t router_shape[] = {kExperts, kHidden};
-    const int64_t gate_up_shape[] = {kExperts, kIntermediate / 16, 2, kHidden / 16, 64};
     const int64_t gate_up_scale_shape[] = {kExperts, 2};
-    const int64_t down_shape[] = {kExperts, kHidden / 16, kIntermediate / 16, 64};
     const int64_t down_scale_shape[] = {kExperts};
-    const mote::TernaryMoEWeights weights = {{router.data(), router_shape, 2},
-                                             {gate_up.get(), gate_up_shape, 5},
-                                             {gate_up_scale.data(), gate_up_scale_shape, 2},
-                                             {down.get(), down_shape, 4},
-                                             {down_scale.data(), down_scale_shape, 1}};
+    mote::TernaryMoEWeights weights;
+    weights.router = {router.data(), router_shape, 2};
+    weights.gate_up_packed = tensors[0].view();
+    weights.gate_up_scale = {gate_up_scale.data(), gate_up_scale_shape, 2};
+    weights.down_packed = tensors[1].view();
+    weights.down_scale = {down_scale.data(), down_scale_shape, 1};
+    mote::TensorView* shared[] = {&weights.shared_gate_up, &weights.shared_down, &weights.shared_gate_up_scale,
+                                  &weights.shared_down_scale};
+    for (size_t i = 2; i < tensors.size(); ++i) *shared[i - 2] = tensors[i].view();
     const mote::Status status = mote::TernaryMoE::create(config, weights, &moe);
     if (!status.is_ok()) {
       std::fprintf(stderr, "%s\n", status.message());
       std::exit(1);
     }
+  }
+
+  void add_shared(const Formats& formats) {
+    const mote::WeightFormat format = formats.shared_weights();
+    tensors.emplace_back(std::vector<int64_t>{kIntermediate / 16, 2, lines(format, kHidden), 64}, 1);
+    tensors.emplace_back(std::vector<int64_t>{kHidden / 16, lines(format, kIntermediate), 64}, 1);
+    if (format != mote::WeightFormat::kBf16) {
+      const int64_t group = format == mote::WeightFormat::kInt4 ? kGroupSize : kIntermediate + kHidden;
+      const int64_t hidden_groups = (kHidden + group - 1) / group;
+      const int64_t intermediate_groups = (kIntermediate + group - 1) / group;
+      tensors.emplace_back(std::vector<int64_t>{kIntermediate / 16, 2, hidden_groups, 16}, 2);
+      tensors.emplace_back(std::vector<int64_t>{kHidden / 16, intermediate_groups, 16}, 2);
+    }
+    for (size_t i = 2; i < tensors.size(); ++i) shared_bytes += static_cast<double>(tensors[i].size);
   }
 };
 
@@ -177,7 +239,9 @@ Timing measure(const std::vector<std::unique_ptr<Layer>>& layers, size_t tokens,
     if (!layer.moe.compute(x.data(), y.data(), tokens, scratch.get(), pool.view())) std::exit(1);
     times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
     total_ms += times.back();
-    if (i < layers.size()) gigabytes += static_cast<double>(experts_used(layer, x)) * kExpertBytes / 1e9;
+    if (i < layers.size()) {
+      gigabytes += (static_cast<double>(experts_used(layer, x)) * layer.expert_bytes + layer.shared_bytes) / 1e9;
+    }
   }
   gigabytes /= static_cast<double>(std::min(times.size(), layers.size()));
   std::sort(times.begin(), times.end());
@@ -186,24 +250,39 @@ Timing measure(const std::vector<std::unique_ptr<Layer>>& layers, size_t tokens,
 
 }  // namespace
 
-/// Arguments: numbers of tokens to measure; without any, 1 4 16 128 512.
+/// Arguments: 2bit or 1.6bit, none, bf16, int8 or int4, and numbers of tokens; without any, 2bit none 1 4 16 128 512.
 int main(int argc, char** argv) {
   std::vector<size_t> token_counts;
-  for (int i = 1; i < argc; ++i) token_counts.push_back(std::strtoul(argv[i], nullptr, 10));
+  Formats formats;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "2bit" || word == "1.6bit") {
+      formats.packing = word;
+    } else if (word == "none" || word == "bf16" || word == "int8" || word == "int4") {
+      formats.shared = word;
+    } else if (const size_t tokens = std::strtoul(argv[i], nullptr, 10); tokens > 0) {
+      token_counts.push_back(tokens);
+    } else {
+      std::fprintf(stderr, "\"%s\" is no packing, format or number of tokens\n", argv[i]);
+      return 2;
+    }
+  }
   if (token_counts.empty()) token_counts = {1, 4, 16, 128, 512};
 
   std::vector<std::unique_ptr<Layer>> layers;
-  for (size_t i = 0; i < kLayers; ++i) layers.push_back(std::make_unique<Layer>());
+  for (size_t i = 0; i < kLayers; ++i) layers.push_back(std::make_unique<Layer>(formats));
 
-  std::printf("%s, hidden %d, intermediate %d, %d experts, top-1\n", mote::isa_name(), static_cast<int>(kHidden),
-              static_cast<int>(kIntermediate), static_cast<int>(kExperts));
+  std::printf("%s, hidden %d, intermediate %d, %d experts, top-1, packing %s, shared expert %s\n", mote::isa_name(),
+              static_cast<int>(kHidden), static_cast<int>(kIntermediate), static_cast<int>(kExperts),
+              formats.packing.c_str(), formats.shared.c_str());
   std::printf("%8s %8s %10s %10s %16s %14s\n", "tokens", "threads", "median ms", "best ms", "weights GB/s", "Gmul-add/s");
+  const double products_per_token = kExpertProducts * (formats.has_shared() ? 2 : 1);
   for (const size_t tokens : token_counts) {
     for (const size_t threads : {1, 2}) {
       const Timing timing = measure(layers, tokens, threads);
-      const double products = static_cast<double>(tokens) * kExpertProducts;
       std::printf("%8zu %8zu %10.3f %10.3f %16.1f %14.1f\n", tokens, threads, timing.median_ms, timing.best_ms,
-                  timing.gigabytes / timing.median_ms * 1e3, products / timing.median_ms / 1e6);
+                  timing.gigabytes / timing.median_ms * 1e3,
+                  static_cast<double>(tokens) * products_per_token / timing.median_ms / 1e6);
     }
   }
   return 0;

@@ -37,7 +37,7 @@ struct AvxVnni {
   template <class Format, int T, __m256i IntLanes::*Half>
   static void add_half_lines(const uint8_t* lines, size_t count, const int8_t* inputs, Int (&acc)[T]) {
     // vpdpbusd takes 4 or 5 cycles and two start in each.
-    constexpr int kChains = T >= 4 || Format::kPlanes == 1 ? 1 : Format::kPlanes == 2 || T > 1 ? 2 : 4;
+    constexpr int kChains = T >= 4 ? 1 : T > 1 && Format::kPlanes > 2 ? 2 : Format::kPlanes;
     __m256i sum[T][kChains];
     for (int t = 0; t < T; ++t) {
       sum[t][0] = acc[t].*Half;

@@ -42,6 +42,22 @@ inline void prefetch_ahead(const uint8_t* line) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(line) + kPrefetchBytes));
 }
 
+/// A constant of the type system, so that a lambda can take it as an argument and use its value in array indices.
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+/// f(Constant<0>()), ..., f(Constant<N - 1>()), unrolled by the front end: with constant indices from the start, compilers keep
+/// arrays of sums in registers, which a loop that they unroll themselves does not always achieve.
+template <int N, class F>
+[[gnu::always_inline]] inline void unroll(F f) {
+  if constexpr (N > 0) {
+    unroll<N - 1>(f);
+    f(Constant<N - 1>());
+  }
+}
+
 }  // namespace
 
 template <class Isa>
