@@ -9,7 +9,7 @@ struct Avx2 {
   using Float = FloatLanes;
   using Int = IntLanes;
   static constexpr int kTileTokens = 8;
-  static constexpr int kFloatTileTokens = 4;
+  static constexpr int kFloatTileTokens = 2;
 
   template <class Format>
   static constexpr int32_t code_offset() {
@@ -42,24 +42,22 @@ struct Avx2 {
   template <class Format, int T, __m256i IntLanes::*Half>
   static void add_half_lines(const uint8_t* lines, size_t count, const int8_t* inputs, Int (&acc)[T]) {
     __m256i sum[T];
-    for (int t = 0; t < T; ++t) sum[t] = _mm256_setzero_si256();
+    unroll<T>([&](auto t) { sum[t.value] = _mm256_setzero_si256(); });
     for (size_t line = 0; line < count; ++line) {
       __m256i planes[Format::kPlanes];
       unpack(Format(), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines + line * kLineBytes)), planes);
-#pragma GCC unroll 5
-      for (int plane = 0; plane < Format::kPlanes; ++plane) {
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) {
-          const __m256i q = broadcast_four(inputs + kPlaneInputs * (plane * T + t));
-          sum[t] = _mm256_add_epi16(sum[t], multiply(Format(), planes[plane], q));
-        }
-      }
+      unroll<Format::kPlanes>([&](auto plane) {
+        unroll<T>([&](auto t) {
+          const __m256i q = broadcast_four(inputs + kPlaneInputs * (plane.value * T + t.value));
+          sum[t.value] = _mm256_add_epi16(sum[t.value], multiply(Format(), planes[plane.value], q));
+        });
+      });
       inputs += kPlaneInputs * Format::kPlanes * T;
     }
     const __m256i ones = _mm256_set1_epi16(1);
-    for (int t = 0; t < T; ++t) {
-      acc[t].*Half = _mm256_add_epi32(acc[t].*Half, _mm256_madd_epi16(sum[t], ones));
-    }
+    unroll<T>([&](auto t) {
+      acc[t.value].*Half = _mm256_add_epi32(acc[t.value].*Half, _mm256_madd_epi16(sum[t.value], ones));
+    });
   }
 
   template <class Format>

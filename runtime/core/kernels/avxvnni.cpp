@@ -9,7 +9,7 @@ struct AvxVnni {
   using Float = FloatLanes;
   using Int = IntLanes;
   static constexpr int kTileTokens = 8;
-  static constexpr int kFloatTileTokens = 4;
+  static constexpr int kFloatTileTokens = 2;
 
   /// Lines whose first halves are taken before their second halves: half a line at a time, so that the sums of all tokens fit
   /// the 16 registers, and few enough that the second halves are still in the first cache.
@@ -39,28 +39,34 @@ struct AvxVnni {
     // vpdpbusd takes 4 or 5 cycles and two start in each.
     constexpr int kChains = T >= 4 ? 1 : T > 1 && Format::kPlanes > 2 ? 2 : Format::kPlanes;
     __m256i sum[T][kChains];
-    for (int t = 0; t < T; ++t) {
-      sum[t][0] = acc[t].*Half;
-      for (int c = 1; c < kChains; ++c) sum[t][c] = _mm256_setzero_si256();
-    }
+    unroll<T>([&](auto t) {
+      sum[t.value][0] = acc[t.value].*Half;
+      unroll<kChains - 1>([&](auto c) { sum[t.value][c.value + 1] = _mm256_setzero_si256(); });
+    });
     for (size_t line = 0; line < count; ++line) {
       __m256i planes[Format::kPlanes];
       const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines + line * kLineBytes));
       unpack(Format(), flip_sign(Format(), codes), planes);
-#pragma GCC unroll 5
-      for (int plane = 0; plane < Format::kPlanes; ++plane) {
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) {
-          __m256i& chain = sum[t][plane % kChains];
-          chain = _mm256_dpbusd_avx_epi32(chain, planes[plane], broadcast_four(inputs + kPlaneInputs * (plane * T + t)));
-        }
-      }
+      unroll<Format::kPlanes>([&](auto plane) {
+        unroll<T>([&](auto t) {
+          __m256i& chain = sum[t.value][plane.value % kChains];
+          chain = multiply_add(chain, planes[plane.value], broadcast_four(inputs + kPlaneInputs * (plane.value * T + t.value)));
+        });
+      });
       inputs += kPlaneInputs * Format::kPlanes * T;
     }
-    for (int t = 0; t < T; ++t) {
-      acc[t].*Half = sum[t][0];
-      for (int c = 1; c < kChains; ++c) acc[t].*Half = _mm256_add_epi32(acc[t].*Half, sum[t][c]);
-    }
+    unroll<T>([&](auto t) {
+      acc[t.value].*Half = sum[t.value][0];
+      unroll<kChains - 1>([&](auto c) {
+        acc[t.value].*Half = _mm256_add_epi32(acc[t.value].*Half, sum[t.value][c.value + 1]);
+      });
+    });
+  }
+
+  static __m256i multiply_add(__m256i sum, __m256i codes, __m256i q) {
+    // Not the intrinsic: gcc 12 copies every sum to another register and back around it.
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(q));
+    return sum;
   }
 
   template <class Format>

@@ -226,19 +226,18 @@ struct LayerKernels {
                                             Float (&out)[T]) {
     const auto* inputs = static_cast<const float*>(tile.inputs);
     Float even[T], odd[T];
-    for (int t = 0; t < T; ++t) even[t] = odd[t] = Float::all(0.0f);
+    unroll<T>([&](auto t) { even[t.value] = odd[t.value] = Float::all(0.0f); });
     for (size_t line = 0; line < shape.num_lines; ++line, inputs += 2 * T) {
       const uint8_t* weights = block.lines + line * kLineBytes;
       prefetch_ahead(weights);
       const Float even_weight = Float::load_even_bf16(weights);
       const Float odd_weight = Float::load_odd_bf16(weights);
-#pragma GCC unroll 16
-      for (int t = 0; t < T; ++t) {
-        even[t] = even[t] + even_weight * Float::all(inputs[t]);
-        odd[t] = odd[t] + odd_weight * Float::all(inputs[T + t]);
-      }
+      unroll<T>([&](auto t) {
+        even[t.value] = even[t.value] + even_weight * Float::all(inputs[t.value]);
+        odd[t.value] = odd[t.value] + odd_weight * Float::all(inputs[T + t.value]);
+      });
     }
-    for (int t = 0; t < T; ++t) out[t] = even[t] + odd[t];
+    unroll<T>([&](auto t) { out[t.value] = even[t.value] + odd[t.value]; });
   }
 
   /// One matrix of any format.
