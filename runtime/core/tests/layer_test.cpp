@@ -2,10 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
+#include <thread>
 
 #include "layer_fixture.h"
 #include "layer_run.h"
@@ -32,57 +31,69 @@ void expect_all_isas_match(const Dimensions& d, size_t tokens, Rng& rng) {
   expect_all_isas_match(tensors, random_values(tokens * static_cast<size_t>(d.hidden_size), rng), to_string(d));
 }
 
+/// One in three scales becomes this one.
+void set_some_scales(Tensor& scales, float value, Rng& rng) {
+  for (size_t i = 0; i < scales.size() / sizeof(uint16_t); ++i) {
+    if (rng() % 3 == 0) scales.set_bits16(i, bf16_bits(value));
+  }
+}
+
 struct Routing {
   int64_t num_experts, top_k;
 };
 constexpr Routing kRoutings[] = {{1, 1}, {4, 1}, {4, 2}, {5, 5}, {64, 1}, {64, 8}, {17, 17}, {16, 3}};
 
+// The edges of lines and groups of every format, and of the lines after which AVX2 widens its sums (of 2bit 10: 160 inputs).
+constexpr int64_t kWidths[] = {1, 15, 16, 17, 19, 20, 21, 31, 32, 33, 64, 100, 127, 128, 129, 160, 161, 336};
+
 TEST(Layer, MatchesReferenceForEveryPairOfWidths) {
   Rng rng(1);
-  size_t round = 0;
-  // 160 and 161 inputs are 10 and 11 lines, the edge where AVX2 widens its sums.
-  for (int64_t hidden : {1, 15, 16, 17, 64, 100, 160, 161}) {
-    for (int64_t intermediate : {1, 15, 16, 17, 64, 100, 161, 336}) {
-      for (size_t tokens : {1, 3}) {
-        const Routing routing = kRoutings[round % std::size(kRoutings)];
-        const bool normalize = round++ % 2 != 0;
-        expect_all_isas_match({routing.num_experts, routing.top_k, hidden, intermediate, normalize}, tokens, rng);
-      }
+  for (size_t i = 0; i < std::size(kWidths); ++i) {
+    for (size_t j = 0; j < std::size(kWidths); ++j) {
+      // Each width meets each pair of formats, as hidden size and as intermediate size.
+      const Formats& formats = kFormats[(i + 5 * j) % std::size(kFormats)];
+      const Routing& routing = kRoutings[(3 * i + j) % std::size(kRoutings)];
+      const Dimensions d = {routing.num_experts, routing.top_k, kWidths[i], kWidths[j], (i + j) % 2 != 0};
+      expect_all_isas_match(with_formats(d, formats), 1 + (2 * i + j) % 4, rng);
     }
   }
 }
 
 TEST(Layer, MatchesReferenceForEveryRouting) {
   Rng rng(2);
-  for (const Routing& routing : kRoutings) {
-    for (bool normalize : {false, true}) {
-      for (size_t tokens : {1, 2, 17}) {
-        expect_all_isas_match({routing.num_experts, routing.top_k, 40, 24, normalize}, tokens, rng);
-      }
+  for (const Formats& formats : kFormats) {
+    for (const Routing& routing : kRoutings) {
+      const Dimensions d = {routing.num_experts, routing.top_k, 40, 24, rng() % 2 != 0};
+      for (size_t tokens : {1, 2, 17}) expect_all_isas_match(with_formats(d, formats), tokens, rng);
     }
   }
-  expect_all_isas_match({256, 256, 17, 16, true}, 3, rng);
+  expect_all_isas_match({256, 256, 17, 16, true, "1.6bit", "int8"}, 3, rng);
 }
 
 TEST(Layer, MatchesReferenceForEveryNumberOfTokens) {
   Rng rng(3);
-  for (size_t tokens = 1; tokens <= 17; ++tokens) {
-    expect_all_isas_match({1, 1, 48, 33, false}, tokens, rng);
-    expect_all_isas_match({3, 2, 48, 33, true}, tokens, rng);
+  size_t round = 0;
+  for (size_t tokens = 1; tokens <= 33; ++tokens) {
+    for (size_t i = 0; i < 4; ++i) {
+      const Formats& formats = kFormats[round++ % std::size(kFormats)];
+      expect_all_isas_match(with_formats({1, 1, 48, 33, false}, formats), tokens, rng);
+      expect_all_isas_match(with_formats({3, 2, 45, 34, true}, formats), tokens, rng);
+    }
+    ++round;
   }
-  expect_all_isas_match({4, 1, 64, 48, false}, 128, rng);
+  expect_all_isas_match({4, 1, 64, 48, false, "2bit", "int4", 32}, 128, rng);
 }
 
 TEST(Layer, ChunksOfAnySizeChangeNothing) {
   Rng rng(4);
-  for (const Dimensions& d : {Dimensions{2, 1, 16, 16, false}, Dimensions{4, 2, 17, 20, true}}) {
-    const LayerTensors tensors(d, rng);
-    const std::vector<float> x = random_values(50 * static_cast<size_t>(d.hidden_size), rng);
+  for (const Formats& formats : kFormats) {
+    const LayerTensors tensors(with_formats({4, 2, 37, 36, true}, formats), rng);
+    const std::vector<float> x = random_values(50 * 37, rng);
     const std::vector<float> expected = tensors.expected(x);
     for (const IsaEntry& isa : supported_isas()) {
       for (size_t chunk : {1, 2, 7, 49, 50, 51}) {
         expect_same_bits(compute_in_chunks(tensors.create(), isa, x, chunk), expected,
-                         to_string(d) + " " + isa.name + " chunk=" + std::to_string(chunk));
+                         to_string(tensors.dimensions) + " " + isa.name + " chunk=" + std::to_string(chunk));
       }
     }
   }
@@ -90,13 +101,16 @@ TEST(Layer, ChunksOfAnySizeChangeNothing) {
 
 TEST(Layer, MatchesReferenceAtRealWidths) {
   Rng rng(5);
-  for (size_t tokens : {1, 9}) expect_all_isas_match({4, 1, 1536, 8960 / 8, false}, tokens, rng);
-  expect_all_isas_match({2, 2, 64, 8960, true}, 2, rng);
+  expect_all_isas_match({4, 1, 1536, 8960 / 8, false, "2bit", "int4", 128}, 9, rng);
+  expect_all_isas_match({4, 1, 1536, 8960 / 8, false, "1.6bit", "int8"}, 1, rng);
+  expect_all_isas_match({2, 2, 64, 8960, true, "1.6bit", "bf16"}, 2, rng);
+  expect_all_isas_match({2, 1, 64, 8960, true, "2bit", "int8"}, 2, rng);
 }
 
 TEST(Layer, NoTokensIsNoWork) {
   Rng rng(6);
-  const TernaryMoE layer = LayerTensors({2, 1, 16, 16, false}, rng).create();
+  const LayerTensors tensors({2, 1, 16, 16, false}, rng);
+  const TernaryMoE layer = tensors.create();
   size_t bytes = 1;
   EXPECT_TRUE(layer.scratch_size(0, &bytes));
   EXPECT_EQ(bytes, 0u);
@@ -120,22 +134,23 @@ TEST(Layer, TiesGoToTheLowerIndex) {
 
 TEST(Layer, RowsThatAreNotFiniteAreNanAndLeaveOthersAlone) {
   Rng rng(8);
-  const Dimensions d = {4, 2, 35, 18, true};
-  const LayerTensors tensors(d, rng);
-  std::vector<float> x = random_values(12 * 35, rng);
-  x[0 * 35 + 34] = kNan;
-  x[3 * 35 + 0] = kInf;
-  x[5 * 35 + 16] = -kInf;
-  x[11 * 35 + 20] = -kNan;
-  expect_all_isas_match(tensors, x, "not finite");
+  for (const Formats& formats : kFormats) {
+    const LayerTensors tensors(with_formats({4, 2, 35, 18, true}, formats), rng);
+    std::vector<float> x = random_values(12 * 35, rng);
+    x[0 * 35 + 34] = kNan;
+    x[3 * 35 + 0] = kInf;
+    x[5 * 35 + 16] = -kInf;
+    x[11 * 35 + 20] = -kNan;
+    expect_all_isas_match(tensors, x, "not finite");
 
-  std::fill(x.begin(), x.end(), kNan);
-  expect_all_isas_match(tensors, x, "all NaN");
-  for (const IsaEntry& isa : supported_isas()) {
-    uint32_t bits;
-    const float first = compute(tensors.create(), isa, x)[0];
-    std::memcpy(&bits, &first, sizeof(bits));
-    EXPECT_EQ(bits, 0x7fc00000u);
+    std::fill(x.begin(), x.end(), kNan);
+    expect_all_isas_match(tensors, x, "all NaN");
+    for (const IsaEntry& isa : supported_isas()) {
+      uint32_t bits;
+      const float first = compute(tensors.create(), isa, x)[0];
+      std::memcpy(&bits, &first, sizeof(bits));
+      EXPECT_EQ(bits, 0x7fc00000u);
+    }
   }
 }
 
@@ -157,7 +172,7 @@ TEST(Layer, ScalesFromZeroToOverflow) {
   for (float gate : {0.0f, 1e-30f, 1.0f, 1e30f, 3e38f}) {
     for (float up : {0.0f, 1e-42f, 1.0f, 3e38f}) {
       for (float down : {0.0f, 1e-38f, 1.0f, 3e38f}) {
-        LayerTensors tensors({2, 2, 24, 40, false}, rng);
+        LayerTensors tensors({2, 2, 24, 40, false, down == 1.0f ? "1.6bit" : "2bit"}, rng);
         for (size_t e = 0; e < 2; ++e) {
           tensors.gate_up_scale.set_float(2 * e, gate);
           tensors.gate_up_scale.set_float(2 * e + 1, up);
@@ -169,19 +184,63 @@ TEST(Layer, ScalesFromZeroToOverflow) {
   }
 }
 
+TEST(Layer, SharedScalesFromZeroToOverflow) {
+  Rng rng(19);
+  for (const Formats& formats : kFormats) {
+    const bool has_scales = formats.shared_format[0] == 'i';
+    for (float gate_up : {0.0f, -0.0f, 1e-40f, 1.0f, 1e15f, 3e38f}) {
+      for (float down : {0.0f, 1e-38f, 1.0f, 3e38f}) {
+        if (!has_scales) continue;
+        LayerTensors tensors(with_formats({2, 1, 70, 40, false}, formats), rng);
+        set_some_scales(tensors.shared_gate_up_scale, gate_up, rng);
+        set_some_scales(tensors.shared_down_scale, down, rng);
+        expect_all_isas_match(tensors, random_values(3 * 70, rng), "shared scales " + to_string(tensors.dimensions));
+      }
+    }
+  }
+}
+
+/// Of a bf16 expert nothing is checked: whatever its weights are, IEEE arithmetic says what comes of them.
+TEST(Layer, SharedWeightsThatAreNotFinite) {
+  Rng rng(20);
+  constexpr uint16_t kBits[] = {0x7f80, 0xff80, 0x7fc0, 0xffff, 0x7f81, 0x7f7f, 0xff7f, 0x0001, 0x8000};
+  for (size_t round = 0; round < 24; ++round) {
+    LayerTensors tensors({3, 1, 34, 40, false, "2bit", "bf16"}, rng);
+    for (Tensor* weights : {&tensors.shared_gate_up, &tensors.shared_down}) {
+      for (size_t i = 0; i < round; ++i) {
+        weights->set_bits16(rng() % (weights->size() / 2), kBits[rng() % std::size(kBits)]);
+      }
+    }
+    expect_all_isas_match(tensors, random_values(3 * 34, rng), "bf16 round " + std::to_string(round));
+  }
+}
+
+/// h overflows in the shared expert: an integer format has NaN for the row then, bf16 goes on.
+TEST(Layer, SharedIntermediateValuesThatOverflow) {
+  Rng rng(21);
+  for (const Formats& formats : kFormats) {
+    LayerTensors tensors(with_formats({2, 1, 32, 48, false}, formats), rng);
+    std::vector<float> x = random_values(5 * 32, rng);
+    // Products of gate and up are some 1e40 for two tokens, and finite for the others.
+    for (size_t k = 0; k < 32; ++k) x[32 + k] *= 1e20f, x[96 + k] *= 3e20f;
+    expect_all_isas_match(tensors, x, "h overflows " + to_string(tensors.dimensions));
+  }
+}
+
 TEST(Layer, InputsOfEveryMagnitude) {
   Rng rng(11);
-  const LayerTensors tensors({3, 2, 50, 30, false}, rng);
-  for (int exponent = -149; exponent <= 127; exponent += 12) {
+  size_t round = 0;
+  for (int exponent = -149; exponent <= 127; exponent += 6) {
+    const LayerTensors tensors(with_formats({3, 2, 50, 30, false}, kFormats[round++ % std::size(kFormats)]), rng);
     std::vector<float> x = random_values(2 * 50, rng);
     for (float& value : x) value = std::ldexp(value / 2.0f, exponent);
-    expect_all_isas_match(tensors, x, "2^" + std::to_string(exponent));
+    expect_all_isas_match(tensors, x, "2^" + std::to_string(exponent) + " " + to_string(tensors.dimensions));
   }
 }
 
 TEST(Layer, RoundsHalvesToEven) {
   Rng rng(12);
-  const LayerTensors tensors({1, 1, 128, 16, false}, rng);
+  const LayerTensors tensors({1, 1, 128, 16, false, "1.6bit", "int4", 32}, rng);
   std::vector<float> x(128);
   for (size_t k = 0; k < x.size(); ++k) x[k] = static_cast<float>(k) - 63.5f;
   x[0] = 127.0f;  // then s is exactly 1
@@ -190,7 +249,7 @@ TEST(Layer, RoundsHalvesToEven) {
 
 TEST(Layer, AllTokensToOneExpert) {
   Rng rng(13);
-  LayerTensors tensors({8, 1, 32, 32, false}, rng);
+  LayerTensors tensors({8, 1, 32, 32, false, "1.6bit", "bf16"}, rng);
   for (size_t k = 0; k < 32; ++k) tensors.router.set_float(5 * 32 + k, 10.0f);
   std::vector<float> x = random_values(40 * 32, rng);
   for (float& value : x) value = std::fabs(value);
@@ -199,10 +258,11 @@ TEST(Layer, AllTokensToOneExpert) {
 
 TEST(Layer, ThreadsAndOrderChangeNothing) {
   Rng rng(14);
-  for (const Dimensions& d : {Dimensions{4, 1, 130, 200, false}, Dimensions{6, 3, 64, 700, true}}) {
+  for (const Dimensions& d : {Dimensions{4, 1, 130, 200, false, "2bit", "int4", 32},
+                              Dimensions{6, 3, 64, 400, true, "1.6bit", "bf16"}}) {
     const LayerTensors tensors(d, rng);
     const TernaryMoE layer = tensors.create();
-    for (size_t tokens : {1, 13, 175}) {
+    for (size_t tokens : {1, 13, 140}) {
       const std::vector<float> x = random_values(tokens * static_cast<size_t>(d.hidden_size), rng);
       for (const IsaEntry& isa : supported_isas()) {
         const std::vector<float> serial = compute(layer, isa, x);
@@ -216,65 +276,56 @@ TEST(Layer, ThreadsAndOrderChangeNothing) {
   }
 }
 
-/// Fails at one call, after the first half of its tasks.
-struct FailingPool {
-  size_t failing_call;
-  size_t calls = 0;
-
-  static bool run(void* self_pointer, void (*task)(void*, size_t), size_t count, void* arg) {
-    auto* self = static_cast<FailingPool*>(self_pointer);
-    const bool fails = ++self->calls == self->failing_call;
-    for (size_t i = 0; i < (fails ? count / 2 : count); ++i) task(arg, i);
-    return !fails;
-  }
-};
+/// Wide enough that each of the five steps of 20 tokens has several tasks.
+constexpr int64_t kWideEnough = 1040;
+constexpr size_t kParallelSteps = 5;
 
 TEST(Layer, NothingFollowsAFailureOfThePool) {
   Rng rng(17);
   const size_t tokens = 40, chunks = 2;
-  // Wide enough that each of the four steps of a chunk has several tasks.
-  const LayerTensors tensors({4, 1, 1040, 1040, false}, rng);
-  const TernaryMoE layer = tensors.create();
-  const std::vector<float> x = random_values(tokens * 1040, rng);
-  ScratchLayout plan;
-  ASSERT_TRUE(LayerRun::plan_scratch(layer, tokens / chunks, &plan));
-  const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, plan.total_bytes), &std::free);
-  std::vector<float> y(x.size());
-  for (const IsaEntry& isa : supported_isas()) {
-    for (size_t call = 1; call <= 4 * chunks; ++call) {
-      FailingPool pool{call};
-      const ThreadPool threads{FailingPool::run, &pool};
-      // Numbers of experts, tokens and slots that lie far outside of every buffer.
-      std::memset(scratch.get(), 0xa5, plan.total_bytes);
-      EXPECT_FALSE(LayerRun(layer, *isa.kernels, plan, scratch.get(), threads).run(x.data(), y.data(), tokens));
-      EXPECT_EQ(pool.calls, call) << isa.name;
+  for (const Formats& formats : {Formats{"2bit", "none", 0}, Formats{"1.6bit", "int4", 128}}) {
+    const LayerTensors tensors(with_formats({4, 1, kWideEnough, kWideEnough, false}, formats), rng);
+    const TernaryMoE layer = tensors.create();
+    const std::vector<float> x = random_values(tokens * kWideEnough, rng);
+    ScratchLayout plan;
+    ASSERT_TRUE(LayerRun::plan_scratch(layer, tokens / chunks, &plan));
+    Scratch scratch(plan.total_bytes);
+    std::vector<float> y(x.size());
+    for (const IsaEntry& isa : supported_isas()) {
+      for (size_t call = 1; call <= kParallelSteps * chunks; ++call) {
+        FailingPool pool{call};
+        const ThreadPool threads = pool.view();
+        scratch.spoil();
+        EXPECT_FALSE(LayerRun(layer, *isa.kernels, plan, scratch.get(), threads).run(x.data(), y.data(), tokens));
+        EXPECT_EQ(pool.calls, call) << isa.name;
+      }
+      FailingPool pool{kParallelSteps * chunks + 1};
+      expect_same_bits(compute_in_chunks(layer, isa, x, tokens / chunks, pool.view()), compute(layer, isa, x),
+                       isa.name);
+      EXPECT_EQ(pool.calls, kParallelSteps * chunks) << isa.name;
     }
-    FailingPool pool{4 * chunks + 1};
-    expect_same_bits(compute_in_chunks(layer, isa, x, tokens / chunks, {FailingPool::run, &pool}),
-                     compute(layer, isa, x), isa.name);
-    EXPECT_EQ(pool.calls, 4 * chunks) << isa.name;
   }
 }
 
 TEST(Layer, PublicComputeReportsAFailureOfThePool) {
   Rng rng(18);
-  const LayerTensors tensors({2, 1, 1040, 1040, false}, rng);
+  const LayerTensors tensors({2, 1, kWideEnough, kWideEnough, false, "2bit", "int8"}, rng);
   const TernaryMoE layer = tensors.create();
-  const std::vector<float> x = random_values(40 * 1040, rng);
+  const std::vector<float> x = random_values(40 * kWideEnough, rng);
   size_t bytes = 0;
   ASSERT_TRUE(layer.scratch_size(40, &bytes));
-  const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
+  Scratch scratch(bytes);
   std::vector<float> y(x.size());
-  for (size_t call = 1; call <= 5; ++call) {
-    std::memset(scratch.get(), 0xa5, bytes);
+  for (size_t call = 1; call <= kParallelSteps + 1; ++call) {
+    scratch.spoil();
     FailingPool pool{call};
-    EXPECT_EQ(layer.compute(x.data(), y.data(), 40, scratch.get(), {FailingPool::run, &pool}), call == 5) << call;
+    EXPECT_EQ(layer.compute(x.data(), y.data(), 40, scratch.get(), pool.view()), call > kParallelSteps) << call;
   }
 }
 
 TEST(Layer, OneLayerServesSeveralCallersAtOnce) {
   Rng rng(15);
-  const LayerTensors tensors({4, 2, 40, 50, false}, rng);
+  const LayerTensors tensors({4, 2, 40, 50, false, "1.6bit", "int4", 32}, rng);
   const TernaryMoE layer = tensors.create();
   const std::vector<float> x = random_values(7 * 40, rng);
   const std::vector<float> expected = tensors.expected(x);
@@ -287,17 +338,33 @@ TEST(Layer, OneLayerServesSeveralCallersAtOnce) {
   for (std::thread& caller : callers) caller.join();
 }
 
+void expect_public_compute_matches(const Dimensions& d, size_t tokens, Rng& rng) {
+  const LayerTensors tensors(d, rng);
+  const TernaryMoE layer = tensors.create();
+  const std::vector<float> x = random_values(tokens * static_cast<size_t>(d.hidden_size), rng);
+  size_t bytes = 0;
+  ASSERT_TRUE(layer.scratch_size(tokens, &bytes));
+  const Scratch scratch(bytes);
+  std::vector<float> y(x.size());
+  ASSERT_TRUE(layer.compute(x.data(), y.data(), tokens, scratch.get(), {}));
+  expect_same_bits(y, tensors.expected(x), isa_name());
+}
+
 TEST(Layer, PublicComputeUsesTheActiveIsa) {
   Rng rng(16);
-  const LayerTensors tensors({4, 2, 40, 50, false}, rng);
-  const TernaryMoE layer = tensors.create();
-  const std::vector<float> x = random_values(5 * 40, rng);
-  size_t bytes = 0;
-  ASSERT_TRUE(layer.scratch_size(5, &bytes));
-  std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
-  std::vector<float> y(x.size());
-  ASSERT_TRUE(layer.compute(x.data(), y.data(), 5, scratch.get(), {}));
-  expect_same_bits(y, tensors.expected(x), isa_name());
+  for (const Formats& formats : kFormats) expect_public_compute_matches(with_formats({4, 2, 40, 50}, formats), 5, rng);
+}
+
+TEST(Layer, PublicComputeCutsChunksWhereScratchWouldExceedItsBound) {
+  Rng rng(22);
+  const Dimensions d = {256, 256, 2, 3, true, "2bit", "bf16"};
+  const LayerTensors tensors(d, rng);
+  constexpr size_t kTokens = 400;
+  size_t one = 0, all = 0;
+  ASSERT_TRUE(tensors.create().scratch_size(1, &one));
+  ASSERT_TRUE(tensors.create().scratch_size(kTokens, &all));
+  ASSERT_LT(all, kTokens * one / 3 * 2) << "more tokens are needed to exceed the bound";
+  expect_public_compute_matches(d, kTokens, rng);
 }
 
 TEST(ReferenceExp, IsWithinTwoUnitsInTheLastPlace) {

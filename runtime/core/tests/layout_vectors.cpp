@@ -101,7 +101,7 @@ std::vector<uint8_t> from_hex(const std::string& hex, Parser& parser) {
   return out;
 }
 
-LayoutCase read_case(Parser& parser) {
+LayoutCase read_case(Parser& parser, const std::string& key_of_values) {
   LayoutCase out;
   parser.object([&](const std::string& key) {
     if (key == "name") {
@@ -112,34 +112,30 @@ LayoutCase read_case(Parser& parser) {
       out.cols = static_cast<size_t>(parser.integer());
     } else if (key == "packed_hex") {
       out.packed = from_hex(parser.string(), parser);
-    } else if (key == "ternary") {
-      parser.array([&] {
-        const int64_t t = parser.integer();
-        if (t < -1 || t > 1) parser.fail("expected -1, 0 or 1");
-        out.ternary.push_back(static_cast<int8_t>(t));
-      });
+    } else if (key == key_of_values) {
+      parser.array([&] { out.values.push_back(static_cast<int32_t>(parser.integer())); });
     } else {
       parser.fail("unknown key \"" + key + "\"");
     }
   });
-  if (out.ternary.size() != out.rows * out.cols) parser.fail("case " + out.name + " has not rows * cols values");
+  if (out.values.size() != out.rows * out.cols) parser.fail("case " + out.name + " has not rows * cols values");
   return out;
 }
 
 }  // namespace
 
-bool layout_vectors_exist(const std::string& path) { return std::ifstream(path).good(); }
-
-bool read_layout_vectors(const std::string& path, std::vector<LayoutCase>* cases, std::string* error) {
+bool read_layout_vectors(const std::string& path, const std::string& packing, std::vector<LayoutCase>* cases,
+                         std::string* error) {
   std::ifstream file(path, std::ios::binary);
+  const std::string key_of_values = packing == "2bit" || packing == "1.6bit" ? "ternary" : "codes";
   Parser parser(std::string(std::istreambuf_iterator<char>(file), {}));
   parser.object([&](const std::string& key) {
     if (key == "layout_version") {
       if (parser.integer() != 1) parser.fail("expected layout_version 1");
     } else if (key == "packing") {
-      if (parser.string() != "2bit") parser.fail("expected packing 2bit");
+      if (parser.string() != packing) parser.fail("expected packing " + packing);
     } else if (key == "cases") {
-      parser.array([&] { cases->push_back(read_case(parser)); });
+      parser.array([&] { cases->push_back(read_case(parser, key_of_values)); });
     } else {
       parser.fail("unknown key \"" + key + "\"");
     }

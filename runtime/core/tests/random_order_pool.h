@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "mote/ternary_moe.h"
+#include "mote/runtime.h"
 
 namespace mote::test {
 

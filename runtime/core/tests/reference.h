@@ -3,22 +3,39 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace mote::test {
 
-/// A layer as plain arrays. Nothing here needs to be aligned.
+/// A layer as plain arrays. Nothing here needs to be aligned; what the layer has not is null.
 struct ReferenceLayer {
   size_t num_experts, top_k, hidden_size, intermediate_size;
   bool normalize_topk;
+  std::string packing, shared_format;
+  size_t shared_group_size;
   const void* router;
   const uint8_t* gate_up_packed;
   const void* gate_up_scale;
   const uint8_t* down_packed;
   const void* down_scale;
+  const uint8_t* shared_gate_up;
+  const void* shared_gate_up_scale;
+  const uint8_t* shared_down;
+  const void* shared_down_scale;
 };
 
 /// y[tokens, H] from x[tokens, H].
 void reference_compute(const ReferenceLayer& layer, const float* x, float* y, size_t tokens);
+
+struct ReferenceMatMul {
+  size_t in_features, out_features;
+  std::string packing;
+  const uint8_t* packed;
+  const void* scale;
+};
+
+/// y[tokens, N] from x[tokens, K].
+void reference_matmul(const ReferenceMatMul& layer, const float* x, float* y, size_t tokens);
 
 /// exp as docs/operator.md defines it.
 float reference_exp(float v);
