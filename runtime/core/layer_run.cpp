@@ -295,7 +295,7 @@ void LayerRun::gather_x_task(size_t task) {
   }
 }
 
-/// Quantizes h where the expert's format asks for it, and interleaves it.
+/// Quantizes h, or only looks whether it is finite where the expert computes in float, and interleaves it.
 void LayerRun::quantize_h_task(size_t task) {
   const size_t end = std::min(num_tiles_, (task + 1) * h_tiles_per_task_);
   for (size_t i = task * h_tiles_per_task_; i < end; ++i) {
@@ -305,15 +305,19 @@ void LayerRun::quantize_h_task(size_t task) {
     const int32_t* sums[kMaxTileTokens];
     for (size_t t = 0; t < tile.count; ++t) {
       const size_t slot = tile.first_slot + t;
-      const float* h = h_ + slot * h_stride_;
-      rows[t] = h;
-      if (ffn.is_float()) continue;
+      float* h = h_ + slot * h_stride_;
       int8_t* codes = h_codes_ + slot * code_row_size(intermediate_size_);
-      int32_t* group_sums =
-          ffn.down.num_groups == 0 ? nullptr : h_group_sums_ + (slot - num_routed_slots_) * ffn.down.num_groups;
+      sums[t] = nullptr;
+      int32_t* group_sums = nullptr;
+      if (ffn.down.num_groups != 0) {
+        sums[t] = group_sums = h_group_sums_ + (slot - num_routed_slots_) * ffn.down.num_groups;
+      }
       h_rows_[slot] = kernels_.quantize_row(h, intermediate_size_, ffn.down.group_inputs, codes, group_sums);
       rows[t] = codes;
-      sums[t] = group_sums;
+      if (!ffn.is_float()) continue;
+      // One NaN makes all outputs of the token NaN, which is what an h that is not finite gives in every format.
+      if (!h_rows_[slot].finite) std::memcpy(h, &kCanonicalNan, sizeof(float));
+      rows[t] = h;
     }
     gather(tile, ffn.down, rows, sums,
            h_tiles_ + row_offset(tile.first_slot, routed_.down.row_bytes, shared_.down.row_bytes), h_tile_sums_);
