@@ -7,6 +7,7 @@ Importing this module registers the ops, their fake kernels and the `.out` varia
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from mote_export.packing import (
 
 LANES = 16
 EXACT_FLOAT32_INTEGER = 1 << 24
-TOKENS_AT_ONCE, ROWS_AT_ONCE = 64, 1024  # of the bfloat16 sums, whose intermediate results then stay in the cache
+TOKENS_AT_ONCE, ROWS_AT_ONCE = 32, 1024  # of the bfloat16 sums, whose intermediate results then stay in the cache
 NO_SHARED_EXPERT = "none"
 NAN = float("nan")
 
@@ -155,25 +156,30 @@ def _shared_expert(
 
 
 def product_bf16(x: Tensor, bits: Array, scale: Tensor | None, group_size: int) -> Tensor:
-    """Sequential float32 sums over even and over odd inputs: x [T, K], bit patterns uint16 [N, K]; [T, N]."""
+    """Sequential float32 sums over even and over odd inputs: x [T, K], bit patterns uint16 [N, K]; [T, N].
+
+    In numpy, which does not share such small steps out among threads: waiting for each other would take most of the time.
+    """
     rows, cols = bits.shape
     pairs = (cols + 1) // 2
     # An input beyond K adds 0 * 0 to a sum that is never -0.
-    weight = torch.zeros(2 * pairs, rows, dtype=torch.bfloat16)
-    weight[:cols] = torch.from_numpy(bits).view(torch.bfloat16).T
-    weight = weight.view(pairs, 2, rows)
-    inputs = torch.nn.functional.pad(x, (0, 2 * pairs - cols)).T.reshape(pairs, 2, -1).contiguous()
-    y = torch.empty(x.shape[0], rows)
-    for first_row in range(0, rows, ROWS_AT_ONCE):
-        w = weight[:, :, None, first_row : first_row + ROWS_AT_ONCE].float()
-        for first_token in range(0, x.shape[0], TOKENS_AT_ONCE):
-            v = inputs[:, :, first_token : first_token + TOKENS_AT_ONCE, None]
-            sums = torch.zeros(2, v.shape[2], w.shape[3])
-            term = torch.empty_like(sums)
-            for pair in range(pairs):
-                sums.add_(torch.mul(w[pair], v[pair], out=term))
-            y[first_token : first_token + v.shape[2], first_row : first_row + w.shape[3]] = sums[0] + sums[1]
-    return y
+    weight = np.zeros((2 * pairs, rows), np.uint16)
+    weight[:cols] = bits.T
+    weight = weight.reshape(pairs, 2, 1, rows)
+    inputs = np.pad(x.detach().numpy(), [(0, 0), (0, 2 * pairs - cols)]).T.reshape(pairs, 2, -1, 1)
+    y = np.empty((x.shape[0], rows), np.float32)
+    for row in range(0, rows, ROWS_AT_ONCE):
+        w = (weight[..., row : row + ROWS_AT_ONCE].astype(np.uint32) << 16).view(np.float32)
+        for token in range(0, x.shape[0], TOKENS_AT_ONCE):
+            v = np.ascontiguousarray(inputs[:, :, token : token + TOKENS_AT_ONCE])
+            sums = np.zeros((2, v.shape[2], w.shape[3]), np.float32)
+            term = np.empty_like(sums)
+            with np.errstate(all="ignore"):  # infinities and NaN are results like any other
+                for pair in range(pairs):
+                    np.multiply(w[pair], v[pair], out=term)
+                    sums += term
+                y[token : token + v.shape[2], row : row + w.shape[3]] = sums[0] + sums[1]
+    return torch.from_numpy(y)
 
 
 def product_integer(x: Tensor, codes: Array, scale: Tensor | None, group_size: int) -> Tensor:
