@@ -66,6 +66,7 @@ def ternary_layer(rng: np.random.Generator, index: int, x: str, y: str) -> list[
         "TernaryMoE", [x, *(tensor.name for tensor in tensors)], [y], domain="mote",
         num_experts=EXPERTS, top_k=1, normalize_topk=0, intermediate_size=INTERMEDIATE,
         activation="silu", packing="2bit", layout_version=LAYOUT_VERSION,
+        shared_format="none", shared_group_size=0,
     )  # fmt: skip
     return [(node, tensors)]
 

@@ -73,8 +73,8 @@ def report(arguments: argparse.Namespace, results: list[ExportResult], seconds: 
             f"vocabulary {arguments.vocab}",
             "",
             f"Export to both targets, verified: {seconds:.0f} s, peak memory {peak / GIB:.1f} GiB. Experts: "
-            f"{memory.packed / GIB:.3f} GiB packed, {memory.shared / GIB:.3f} GiB shared (float32); in BF16 without "
-            f"ternary weights they would take {memory.full_precision / GIB:.3f} GiB.",
+            f"{memory.packed / GIB:.3f} GiB packed, {memory.shared / GIB:.3f} GiB shared ({memory.shared_bits:.0f} bits a "
+            f"weight); in BF16 without ternary weights they would take {memory.full_precision / GIB:.3f} GiB.",
             "",
             *checks,
             "",

@@ -10,7 +10,9 @@ import onnx
 import pytest
 import torch
 from tiny import tiny_checkpoint
+from transformers.integrations.bitnet import AutoBitLinear
 
+from mote_export import exporter
 from mote_export.checkpoint import load_checkpoint, save_model_pt
 from mote_export.cli.export import main
 from mote_export.defaults import DEFAULT_RTOL
@@ -71,10 +73,11 @@ def test_decoder_has_one_moe_node_a_layer_and_no_dequantized_expert(exported: Pa
     model = decoder(exported)
     nodes = [node for node in model.graph.node if node.op_type == "TernaryMoE"]
     assert [node.domain for node in nodes] == ["mote", "mote"]
-    shapes = [tuple(tensor.dims) for tensor in model.graph.initializer]
+    uint8 = onnx.TensorProto.UINT8
+    shapes = [tuple(tensor.dims) for tensor in model.graph.initializer if tensor.data_type != uint8]
     assert not any(sorted(shape) == [64, 160] for shape in shapes)
     assert not any(len(shape) == 3 for shape in shapes)
-    packed = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.UINT8]
+    packed = [tensor for tensor in model.graph.initializer if tensor.data_type == uint8]
     routed, shared = [(4, 10, 2, 4, 64), (4, 4, 10, 64)], [(10, 2, 32, 64), (4, 80, 64)]
     assert sorted(tuple(tensor.dims) for tensor in packed) == sorted([*routed, *shared] * 2)
 
@@ -225,6 +228,24 @@ def test_variants_verify_on_both_targets(variant: dict[str, Any], tmp_path: Path
     save_model_pt(tmp_path / "model.pt", checkpoint.model, checkpoint.files)
     results = export(tmp_path / "model.pt", tmp_path / "out", ["onnx", "executorch"])
     assert [result.verification.greedy_tokens_compared > 0 for result in results if result.verification] == [True, True]
+
+
+def test_a_decoder_with_bitnet_layers_verifies_on_both_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tiny_checkpoint(layers=1)
+    attention = checkpoint.model.get_decoder().layers[0].self_attn
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        linear = attention.get_submodule(name)
+        ternary = AutoBitLinear(
+            linear.in_features, linear.out_features, bias=False, online_quant=True, use_rms_norm=name == "o_proj"
+        )
+        attention.set_submodule(name, ternary.eval())
+    # No checkpoint format holds such a model yet.
+    monkeypatch.setattr(exporter, "load_checkpoint", lambda source: checkpoint)
+    results = export(tmp_path, tmp_path / "out", ["onnx", "executorch"], pack=OPTIONS["int4"])
+    assert [result.verification is not None for result in results] == [True, True]
+    nodes = onnx.load(tmp_path / "out" / "onnx" / "model.onnx", load_external_data=False).graph.node
+    assert sum(node.op_type == "TernaryMatMul" for node in nodes) == 4
+    assert (tmp_path / "out" / "executorch" / "model.pte").read_bytes().count(b"mote::ternary_matmul") >= 1
 
 
 def test_memory_is_counted_in_bytes_and_by_the_formula(exported: Path) -> None:
