@@ -23,6 +23,7 @@ from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
 from mote_export.report import expert_memory, formula_bytes
 from mote_export.verify import Sample, VerificationError, verify_folder
 from mote_runtime.backends import open_backend
+from mote_runtime.errors import MoteError
 from mote_runtime.manifest import Manifest
 
 MIB = 1 << 20
@@ -198,6 +199,22 @@ def test_memory_is_that_of_the_files(stored: tuple[PackOptions, list[ExportResul
     for layer in experts_of(exported.parent / "model.pt", pack).get_decoder().layers:
         for name, buffer in layer.mlp.experts.named_buffers():
             assert buffer.contiguous().view(torch.uint8).numpy().tobytes() in program, name
+
+
+@pytest.mark.parametrize(
+    ("pack", "message"),
+    [
+        (PackOptions("3bit"), r"'moe\.packing' is '3bit'; expected '2bit' or '1\.6bit'"),
+        (PackOptions("2bit", "fp8"), r"'moe\.shared_expert' is 'fp8'"),
+        (PackOptions("2bit", "int4", 48), r"'moe\.shared_group_size' is 48; expected 32 or 64 or 128"),
+    ],
+)
+def test_unknown_formats_are_refused_before_the_long_work(
+    exported: Path, tmp_path: Path, pack: PackOptions, message: str
+) -> None:
+    with pytest.raises(MoteError, match=message):
+        export(exported.parent / "model.pt", tmp_path / "out", ["onnx"], pack=pack)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rounding_of_the_shared_expert_is_reported(exported: Path) -> None:

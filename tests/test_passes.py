@@ -127,7 +127,7 @@ def test_node_in_onnx(options: PackOptions, tmp_path: Path) -> None:
 def test_a_shared_expert_of_other_layers_is_refused_inside_and_kept_outside() -> None:
     layer = mote_layer()
     layer.shared_expert.up_proj = AutoBitLinear(40, 100, bias=False, online_quant=True)
-    with pytest.raises(PassError, match=r"cannot rewrite layer: up_proj of its shared expert is a AutoBitLinear"):
+    with pytest.raises(PassError, match=r"cannot rewrite layer: up_proj of its shared expert is of type AutoBitLinear"):
         rewritten(layer, pack_ternary_experts(PackOptions(shared_expert="int4")))
     packed = rewritten(layer, pack_ternary_experts(PackOptions(shared_expert="float32")), pack_ternary_linear())
     assert isinstance(packed.get_submodule("shared_expert.up_proj"), PackedTernaryLinear)

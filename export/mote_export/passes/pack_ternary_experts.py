@@ -190,7 +190,7 @@ def pack_ternary_experts(options: PackOptions | None = None) -> ModulePass:
                 kind = type(module.shared_expert.get_submodule(name))
                 if kind is not nn.Linear:
                     return (
-                        f"{name} of its shared expert is a {kind.__name__}, only plain linear layers can be stored as "
+                        f"{name} of its shared expert is of type {kind.__name__}, only plain linear layers can be stored as "
                         f"{chosen.shared_expert} (--shared-expert float32 leaves it as it is)"
                     )
         if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
