@@ -117,7 +117,11 @@ def test_our_declaration_of_the_abi_agrees_with_the_official_header() -> None:
         ("Slot gap_254[14];", "Slot gap_254[15];", "offset of KernelContext_ParallelFor"),
         ("size_t num_batch, void* arg", "int num_batch, void* arg", "signature of KernelContext_ParallelFor"),
         ("int (*GetInputType)(const CustomOp* op, size_t index) = nullptr;", "", "GetInputType"),
+        ("Slot gap_233[4];", "Slot gap_233[3];", "offset of HasSessionConfigEntry"),
+        ("size_t index, char* out", "size_t index, const char* out", "signature of KernelInfo_GetInputName"),
         ("kUint8 = 2", "kUint8 = 3", "kUint8"),
+        ("kBfloat16 = 16", "kBfloat16 = 10", "kBfloat16"),
+        ("kOptional = 1", "kOptional = 2", "kOptional"),
     ],
 )
 def test_the_comparison_notices_a_mistake(tmp_path: Path, right: str, wrong: str, complaint: str) -> None:
