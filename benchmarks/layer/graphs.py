@@ -55,20 +55,22 @@ class WeightFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._sizes: dict[str, int] = {}
+        self._tiles: dict[str, int] = {}
 
     def reserve(self, used: dict[str, int]) -> None:
         """Makes every file at least so long; call it before a graph that needs it is opened."""
         for kind, size in used.items():
-            if size > self._sizes.get(kind, 0):
+            tiles = -(-size // TILE_BYTES)
+            missing = tiles - self._tiles.get(kind, 0)
+            if missing > 0:
                 tile = FILES[kind](np.random.default_rng(0)).tobytes()
-                with (self._folder / f"{kind}.bin").open("wb") as file:
-                    for begin in range(0, size, len(tile)):
-                        file.write(tile[: size - begin])
-                self._sizes[kind] = size
+                with (self._folder / f"{kind}.bin").open("ab") as file:
+                    for _ in range(missing):
+                        file.write(tile)
+                self._tiles[kind] = tiles
 
     def paths(self) -> list[Path]:
-        return [self._folder / f"{kind}.bin" for kind in self._sizes]
+        return [self._folder / f"{kind}.bin" for kind in self._tiles]
 
 
 @dataclass

@@ -22,6 +22,8 @@ from .shapes import EXPERTS, MAX_DECODE_TOKENS, Shape
 
 INPUTS = 16  # different tokens, so that every expert is used
 WARM_UP = 2
+#: A round that takes this many seconds warms up enough by itself.
+LONG_ROUND = 0.3
 #: Bytes read before one of them is read again, as multiples of the L3.
 DECODE_L3S = 4
 PREFILL_L3S = 2  # bound by arithmetic; a whole decode graph would take seconds for each call of a slow peer
@@ -91,7 +93,7 @@ def time_rounds(
         if rounds >= 0:
             spent += seconds
             yield index, seconds
-        rounds += 1
+        rounds = 0 if rounds < 0 and seconds > LONG_ROUND else rounds + 1
 
 
 def _measure_session(

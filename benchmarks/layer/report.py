@@ -101,7 +101,8 @@ def _shape_tables(shape: str, records: list[Record]) -> Iterator[str]:
     threads = sorted({one.threads for one in by_key.values()})
     for shared, title in _SHARED_TITLES.items():
         names = [row for row in _rows_of(shared) if any(key[0] == row[0] for key in by_key)]
-        if not names:
+        repeated = _PEERS_SHARED[shared] != shared and not any(ours for _, _, ours in names)
+        if not names or repeated:
             continue
         yield f"### {title}"
         yield ""

@@ -1,5 +1,6 @@
 """The roofline: how many multiply-adds a second come of the bytes that an operator reads, and what the machine allows."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -32,14 +33,11 @@ def _lines(axes: Axes, limits: Limits, threads: int, x: np.ndarray) -> None:
     bandwidth, integer = limits.dram_bytes_s[threads], limits.integer_mul_adds_s[threads]
     axes.plot(x, np.minimum(x * bandwidth, integer) / 1e9, color="black", linewidth=1.5)
     axes.axhline(limits.float_mul_adds_s[threads] / 1e9, color="gray", linewidth=1, linestyle="--")
-    left = float(x[0])
-    axes.annotate(
-        f"DRAM {bandwidth / 1e9:.0f} GB/s",
-        (left * 1.3, left * 1.3 * bandwidth / 1e9),
-        rotation=35,
-        va="bottom",
-        fontsize=8,
-    )
+    left = float(x[0]) * 1.15
+    axes.text(
+        left, left * bandwidth / 1e9 * 1.15, f"DRAM {bandwidth / 1e9:.0f} GB/s", fontsize=8,
+        rotation=math.degrees(math.atan(bandwidth / 1e9)), rotation_mode="anchor", transform_rotates_text=True,
+    )  # fmt: skip
     for value, name in ((integer, "int8 dot products"), (limits.float_mul_adds_s[threads], "float32")):
         axes.text(
             float(x[-1]), value / 1e9 * 1.04, f"{name} {value / 1e9:.0f} G/s", ha="right", va="bottom", fontsize=8
@@ -70,17 +68,20 @@ def draw(records: list[Record], limits: Limits, path: Path) -> None:
     threads = sorted({one.threads for one in shown})
     if not threads:
         return
-    figure, panels = plt.subplots(1, len(threads), figsize=(7 * len(threads), 5.6), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(threads), figsize=(6.5 * len(threads), 6), squeeze=False, sharey=True, layout="constrained"
+    )
     greatest = max(one.mul_adds / one.bytes_read for one in shown)
-    x = np.geomspace(0.2, max(greatest * 1.5, 60), 200)
+    x = np.geomspace(0.4, max(greatest * 1.5, 60), 200)
     for axes, count in zip(panels[0], threads, strict=True):
         _lines(axes, limits, count, x)
         _points(axes, [one for one in shown if one.threads == count])
         axes.set(xscale="log", yscale="log", title=f"{count} thread{'s' * (count > 1)}")
-        axes.set(xlabel="multiply-adds per byte of weights", ylabel="G multiply-adds per second")
+        axes.set(xlabel="multiply-adds per byte of weights")
         axes.grid(True, which="both", alpha=0.15)
-    panels[0][-1].legend(loc="lower right", fontsize=8)
-    figure.suptitle(f"One layer of {shape}, numbers: tokens (circles ours, squares peers)")
+    panels[0][0].set(ylabel="G multiply-adds per second")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.suptitle(f"One layer of {shape}: circles ours, squares peers; the numbers are tokens")
     figure.savefig(path.with_suffix(".png"), dpi=130)
     figure.savefig(path.with_suffix(".svg"))
     plt.close(figure)
