@@ -79,8 +79,8 @@ demo: build  ## export the demo checkpoint and ask it questions in both runtimes
 demo-model: build  ## train the demo checkpoint anew
 	$(BIN)/python examples/digits_vqa/train.py
 
-bench: build  ## the operator beside the runtimes' own
-	$(BIN)/python benchmarks/moe_node.py
+bench: build  ## the layer beside its peers and the machine's limits (half an hour)
+	$(BIN)/python -m benchmarks.layer
 
 lint: build  ## ruff and mypy
 	$(BIN)/ruff check .
