@@ -163,13 +163,12 @@ float bf16_row(const Matrix& matrix, size_t n, const std::vector<float>& v) {
   return s[0] + s[1];
 }
 
-/// The matrix times v, quantized where its format asks for that.
+/// The matrix times v, quantized where its format asks for that. NaN if a value of v is not finite, in every format.
 std::vector<float> multiply(const Matrix& matrix, const std::vector<float>& v) {
   std::vector<float> out(matrix.rows, std::numeric_limits<float>::quiet_NaN());
-  const bool is_float = matrix.format == "bf16";
-  const Quantized q = is_float ? Quantized() : quantize(v);
+  const Quantized q = quantize(v);
   for (size_t n = 0; n < matrix.rows && q.finite; ++n) {
-    out[n] = is_float ? bf16_row(matrix, n, v) : integer_row(matrix, n, q);
+    out[n] = matrix.format == "bf16" ? bf16_row(matrix, n, v) : integer_row(matrix, n, q);
   }
   return out;
 }
