@@ -16,7 +16,7 @@ namespace mote::test {
 
 using Rng = std::mt19937_64;
 
-/// A tensor that begins at an odd address and ends where its heap block ends, so that neither alignment nor bytes beyond
+/// A tensor that begins at an odd address and ends where its heap block ends, so neither alignment nor bytes beyond
 /// it can be relied upon. One made without a shape is absent: it has no data.
 class Tensor {
  public:
