@@ -23,13 +23,14 @@ from mote_runtime import get_library_path
 
 from . import executorch_peer, report, roofline
 from .graphs import Traffic, traffic_of
-from .limits import Limits, compile_limits, cpu_name, greatest, l3_bytes, measure_limits
+from .limits import Limits, compile_limits, cpu_name, from_json, greatest, l3_bytes, measure_limits
 from .load import measure_loads
 from .measure import Effort, Point, Samples, Setting, measure_shape
 from .operators import Operator, operators
 from .results import Record, summarize
 from .shapes import MAIN_SHAPE, MAX_DECODE_TOKENS, SHAPES, THREADS, TOKENS, Shape
 
+RAW = "layer.json"
 RESULTS = Path(__file__).parent.parent / "results"
 ROOT = Path(__file__).parents[2]
 FULL = Effort(turns=2, min_rounds=3, min_seconds=0.25)
@@ -52,10 +53,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--plugin", type=Path, help="of ours for ONNX Runtime; default: the installed one")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--render", action="store_true", help=f"measure nothing; tables and picture from {RAW}")
     arguments = parser.parse_args()
     arguments.shapes = arguments.shapes or ([MAIN_SHAPE.name] if arguments.quick else list(SHAPES))
     arguments.tokens = arguments.tokens or list(QUICK_TOKENS if arguments.quick else TOKENS)
-    arguments.plugin = arguments.plugin or get_library_path("onnxruntime")
+    if not arguments.render:
+        arguments.plugin = arguments.plugin or get_library_path("onnxruntime")
     return arguments
 
 
@@ -141,8 +144,22 @@ def busy_seconds() -> tuple[float, float]:
     return all_ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system + own.children_user + own.children_system
 
 
+def write_report(folder: Path) -> None:
+    """Tables and picture of the run whose figures lie in `folder`."""
+    run = json.loads((folder / RAW).read_text())
+    limits = from_json(run["limits"])
+    records = [Record(**point) for point in run["points"]]
+    text = report.render(run["machine"], limits, records, run["loads"], folder / "arm_static.json")
+    (folder / "layer.md").write_text(text)
+    roofline.draw(records, limits, folder / "layer_roofline")
+    print(text)
+
+
 def main() -> None:
     arguments = parse()
+    if arguments.render:
+        write_report(arguments.output)
+        return
     about = machine(arguments)
     start = time.perf_counter()
     all_before, own_before = busy_seconds()
@@ -161,14 +178,10 @@ def main() -> None:
         summarize(point, found, traffic[point.shape][point.operator], limits) for point, found in samples.items()
     ]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    everything = {
-        "machine": about, "limits": asdict(limits), "loads": loads, "points": [asdict(record) for record in records]
-    }  # fmt: skip
-    (arguments.output / "layer.json").write_text(json.dumps(everything, indent=1) + "\n")
-    text = report.render(about, limits, records, loads, arguments.output / "arm_static.json")
-    (arguments.output / "layer.md").write_text(text)
-    roofline.draw(records, limits, arguments.output / "layer_roofline")
-    print(text)
+    points = [asdict(record) for record in records]
+    everything = {"machine": about, "limits": asdict(limits), "loads": loads, "points": points}
+    (arguments.output / RAW).write_text(json.dumps(everything, indent=1) + "\n")
+    write_report(arguments.output)
 
 
 if __name__ == "__main__":

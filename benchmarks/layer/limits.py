@@ -36,10 +36,12 @@ class Limits:
         return tokens * (integer + floating)
 
 
-def _limits(found: dict[str, Any]) -> Limits:
+def from_json(found: dict[str, Any]) -> Limits:
+    """Of the program's output, or of a run's file; JSON has made texts of the numbers of threads."""
     names = ("dram_bytes_s", "integer_mul_adds_s", "float_mul_adds_s")
     dram, integer, floating = ({int(threads): value for threads, value in found[name].items()} for name in names)
-    return Limits(dram, integer, floating, {key: value for key, value in found.items() if key not in names})
+    rest = {key: value for key, value in found.items() if key not in names}
+    return Limits(dram, integer, floating, rest.get("details", rest))
 
 
 def compile_limits(folder: Path) -> Path:
@@ -51,7 +53,7 @@ def compile_limits(folder: Path) -> Path:
 
 
 def measure_limits(program: Path) -> Limits:
-    return _limits(json.loads(subprocess.run([program], check=True, capture_output=True, text=True).stdout))
+    return from_json(json.loads(subprocess.run([program], check=True, capture_output=True, text=True).stdout))
 
 
 def greatest(several: list[Limits]) -> Limits:

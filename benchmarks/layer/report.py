@@ -12,6 +12,8 @@ from .results import Record
 from .shapes import EXPERTS, SHAPES
 
 EXECUTORCH = "executorch-int4"
+#: Cores that other programs may use while the figures still stand.
+DISTURBED = 0.15
 _EXECUTORCH_LABEL = "ExecuTorch quantized_moe_ffn int4"
 _SHARED_TITLES = {
     "none": "routed experts only",
@@ -45,6 +47,9 @@ def _machine(about: dict[str, Any], limits: Limits) -> Iterator[str]:
         f"other programs kept {about['cores_busy_elsewhere']:.2f} of the cores busy meanwhile."
     )
     yield ""
+    if about["cores_busy_elsewhere"] > DISTURBED:
+        yield "**A disturbed run: times, limits and verdicts below say little. Repeat it while other programs rest.**"
+        yield ""
     yield "Limits, the best of several measurements in this run:"
     yield ""
     details = limits.details
