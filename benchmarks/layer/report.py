@@ -163,15 +163,25 @@ def _loads(loads: dict[str, Any]) -> Iterator[str]:
 
 
 def _arm(path: Path) -> Iterator[str]:
-    """What benchmarks/llvm_mca.py wrote: {"title", "note", "columns": [...], "rows": [[...]]}."""
+    """What benchmarks/llvm_mca.py wrote, if it did."""
     if not path.is_file():
         return
     found = json.loads(path.read_text())
-    yield f"## ARM: {found.get('title', 'kernels')} (static analysis, not a measurement)"
+    results = found["results"]
+    cpus = list(dict.fromkeys(one["cpu"] for one in results))
+    cells: dict[tuple[str, str, int], dict[str, str]] = {}
+    for one in results:
+        key = (one["isa"], one["format"], one["tokens"])
+        cells.setdefault(key, {})[one["cpu"]] = f"{one['macs_per_cycle']:.1f} ({one['share']:.0%})"
+    yield "## ARM kernels: static analysis, not a measurement"
     yield ""
-    yield found.get("note", "")
+    yield (
+        f"By llvm-mca {found['llvm']}, of inner loops, with all data in the first cache: multiply-adds per cycle, and "
+        "their share of the model's peak. What is in it and what is not: [arm_static.md](arm_static.md)."
+    )
     yield ""
-    yield from _table(found["columns"], [[str(cell) for cell in row] for row in found["rows"]])
+    rows = [[isa, kind, str(tokens), *(of.get(cpu, "") for cpu in cpus)] for (isa, kind, tokens), of in cells.items()]
+    yield from _table(["kernels", "format", "tokens", *cpus], rows)
 
 
 def render(
