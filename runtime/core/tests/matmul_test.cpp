@@ -1,7 +1,7 @@
 // The ternary linear layer on every instruction set against the reference, bit for bit.
 #include <gtest/gtest.h>
 
-#include <cmath>
+#include <algorithm>
 #include <limits>
 
 #include "matmul_fixture.h"
@@ -89,10 +89,10 @@ TEST(MatMul, ScalesFromZeroToOverflow) {
 TEST(MatMul, ChunksThreadsAndOrderChangeNothing) {
   Rng rng(5);
   for (const char* packing : kPackings) {
-    const MatMulTensors tensors(500, 700, packing, rng);
+    const MatMulTensors tensors(260, 330, packing, rng);
     const TernaryMatMul layer = tensors.create();
     for (size_t tokens : {1, 15, 100}) {
-      const std::vector<float> x = random_values(tokens * 500, rng);
+      const std::vector<float> x = random_values(tokens * 260, rng);
       const std::vector<float> expected = tensors.expected(x);
       for (const IsaEntry& isa : supported_isas()) {
         for (size_t threads = 1; threads <= 8; ++threads) {
@@ -117,15 +117,14 @@ TEST(MatMul, NothingFollowsAFailureOfThePool) {
   ASSERT_TRUE(MatMulRun::plan_scratch(layer, tokens / chunks, &plan));
   Scratch scratch(plan.total_bytes);
   std::vector<float> y(x.size());
-  for (const IsaEntry& isa : supported_isas()) {
-    for (size_t call = 1; call <= steps * chunks + 1; ++call) {
-      FailingPool pool{call};
-      const ThreadPool threads = pool.view();
-      scratch.spoil();
-      EXPECT_EQ(MatMulRun(layer, *isa.kernels, plan, scratch.get(), threads).run(x.data(), y.data(), tokens),
-                call > steps * chunks);
-      EXPECT_EQ(pool.calls, std::min(call, steps * chunks)) << isa.name;
-    }
+  const IsaEntry isa = choose_isa(nullptr);
+  for (size_t call = 1; call <= steps * chunks + 1; ++call) {
+    FailingPool pool{call};
+    const ThreadPool threads = pool.view();
+    scratch.spoil();
+    EXPECT_EQ(MatMulRun(layer, *isa.kernels, plan, scratch.get(), threads).run(x.data(), y.data(), tokens),
+              call > steps * chunks);
+    EXPECT_EQ(pool.calls, std::min(call, steps * chunks)) << isa.name;
   }
 }
 
