@@ -258,7 +258,7 @@ TEST(Layer, AllTokensToOneExpert) {
 
 TEST(Layer, ThreadsAndOrderChangeNothing) {
   Rng rng(14);
-  for (const Dimensions& d : {Dimensions{4, 1, 130, 200, false, "2bit", "int4", 32},
+  for (const Dimensions& d : {Dimensions{4, 1, 200, 130, false, "2bit", "int4", 32},
                               Dimensions{6, 3, 100, 200, true, "1.6bit", "bf16"}}) {
     const LayerTensors tensors(d, rng);
     const TernaryMoE layer = tensors.create();
