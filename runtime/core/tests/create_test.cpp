@@ -249,7 +249,7 @@ const BadMatMulInput kBadMatMulInputs[] = {
     {"packed has size 128 in dimension 2", [](auto&, auto& w) { set_shape(w.packed, {3, 2, 128}); }},
     {"scale is missing", [](auto&, auto& w) { w.scale = {}; }},
     {"scale has rank 0, but must have rank 1", [](auto&, auto& w) { w.scale.rank = 0; }},
-    {"scale has size 3 in dimension 0, but a matrix ask", [](auto&, auto& w) { set_shape(w.scale, {3}); }},
+    {"scale has size 3 in dimension 0", [](auto&, auto& w) { set_shape(w.scale, {3}); }},
     {"scale has the value -1 at index 0, but must be finite and not negative",
      [](auto& t, auto&) { t.scale.set_float(0, -1.0f); }},
     {"scale has the value inf", [](auto& t, auto&) { t.scale.set_float(0, INFINITY); }},
