@@ -16,6 +16,7 @@
 #include <vector>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
@@ -23,11 +24,13 @@
 
 namespace {
 
-/// Far beyond any L3; each thread reads a part of its own.
+/// Far beyond any L3, and read piece by piece: a piece takes some milliseconds, which is short enough that a busy machine
+/// leaves some of them alone, and the fastest counts. Each thread reads a part of the piece.
 constexpr size_t kBufferBytes = size_t{1} << 30;
+constexpr size_t kPieceBytes = size_t{1} << 27;
 constexpr int kPasses = 5;
-constexpr int64_t kPeakIterations = 20'000'000;
-constexpr int kPeakRepeats = 5;
+constexpr int64_t kPeakIterations = 2'000'000;
+constexpr int kPeakRepeats = 200;
 /// Enough independent sums to cover four cycles of latency on two units, and a few more.
 constexpr int kAccumulators = 12;
 
@@ -39,15 +42,13 @@ using Clock = std::chrono::steady_clock;
 /// Results go here, so that no loop can be removed.
 std::atomic<uint64_t> g_sink{0};
 
-/// Hides a value from the compiler, which could otherwise see that a loop repeats itself.
-template <class T>
-inline void keep([[maybe_unused]] T& value) {
+/// Hides a value from the compiler, which could otherwise see that a loop repeats itself. No function: clang would compile
+/// one for the machine without the extensions of its caller.
 #if defined(__x86_64__)
-  asm volatile("" : "+v"(value));
-#elif defined(__aarch64__)
-  asm volatile("" : "+w"(value));
+#define KEEP(value) asm volatile("" : "+v"(value))
+#else
+#define KEEP(value) asm volatile("" : "+w"(value))
 #endif
-}
 
 struct Peak {
   const char* isa;
@@ -92,12 +93,12 @@ __attribute__((target("avx2"))) void read_avx2(const uint8_t* data, size_t bytes
 
 __attribute__((target("avx512f,avx512vnni"))) int64_t dot_avx512vnni(int64_t iterations) {
   __m512i sum[kAccumulators] = {};
-  for (__m512i& s : sum) keep(s);  // else they are equal, and computed once
+  for (__m512i& s : sum) KEEP(s);  // else they are equal, and computed once
   __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-5);
   for (int64_t i = 0; i < iterations; ++i) {
     UNROLL
     for (__m512i& s : sum) s = _mm512_dpbusd_epi32(s, a, b);
-    keep(a);
+    KEEP(a);
   }
   for (__m512i& s : sum) g_sink += static_cast<uint64_t>(_mm512_reduce_add_epi32(s));
   return iterations * kAccumulators * 64;
@@ -107,12 +108,12 @@ __attribute__((target("avx512f,avx512vnni"))) int64_t dot_avx512vnni(int64_t ite
 #define HAS_AVXVNNI 1
 __attribute__((target("avx2,avxvnni"))) int64_t dot_avxvnni(int64_t iterations) {
   __m256i sum[kAccumulators] = {};
-  for (__m256i& s : sum) keep(s);  // else they are equal, and computed once
+  for (__m256i& s : sum) KEEP(s);  // else they are equal, and computed once
   __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-5);
   for (int64_t i = 0; i < iterations; ++i) {
     UNROLL
     for (__m256i& s : sum) s = _mm256_dpbusd_avx_epi32(s, a, b);
-    keep(a);
+    KEEP(a);
   }
   for (__m256i& s : sum) g_sink += static_cast<uint64_t>(_mm256_extract_epi32(s, 0));
   return iterations * kAccumulators * 32;
@@ -121,12 +122,12 @@ __attribute__((target("avx2,avxvnni"))) int64_t dot_avxvnni(int64_t iterations) 
 
 __attribute__((target("avx2"))) int64_t dot_avx2(int64_t iterations) {
   __m256i sum[kAccumulators] = {};
-  for (__m256i& s : sum) keep(s);  // else they are equal, and computed once
+  for (__m256i& s : sum) KEEP(s);  // else they are equal, and computed once
   __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-5);
   for (int64_t i = 0; i < iterations; ++i) {
     UNROLL
     for (__m256i& s : sum) {
-      keep(a);  // else the product would be taken out of the loop
+      KEEP(a);  // else the product would be taken out of the loop
       s = _mm256_add_epi16(s, _mm256_maddubs_epi16(a, b));
     }
   }
@@ -136,12 +137,12 @@ __attribute__((target("avx2"))) int64_t dot_avx2(int64_t iterations) {
 
 __attribute__((target("avx512f"))) int64_t fma_avx512(int64_t iterations) {
   __m512 sum[kAccumulators] = {};
-  for (__m512& s : sum) keep(s);  // else they are equal, and computed once
+  for (__m512& s : sum) KEEP(s);  // else they are equal, and computed once
   __m512 a = _mm512_set1_ps(1.0e-3f), b = _mm512_set1_ps(0.999f);
   for (int64_t i = 0; i < iterations; ++i) {
     UNROLL
     for (__m512& s : sum) s = _mm512_fmadd_ps(s, b, a);
-    keep(a);
+    KEEP(a);
   }
   for (__m512& s : sum) g_sink += static_cast<uint64_t>(_mm512_reduce_add_ps(s));
   return iterations * kAccumulators * 16;
@@ -149,12 +150,12 @@ __attribute__((target("avx512f"))) int64_t fma_avx512(int64_t iterations) {
 
 __attribute__((target("avx2,fma"))) int64_t fma_avx2(int64_t iterations) {
   __m256 sum[kAccumulators] = {};
-  for (__m256& s : sum) keep(s);  // else they are equal, and computed once
+  for (__m256& s : sum) KEEP(s);  // else they are equal, and computed once
   __m256 a = _mm256_set1_ps(1.0e-3f), b = _mm256_set1_ps(0.999f);
   for (int64_t i = 0; i < iterations; ++i) {
     UNROLL
     for (__m256& s : sum) s = _mm256_fmadd_ps(s, b, a);
-    keep(a);
+    KEEP(a);
   }
   for (__m256& s : sum) g_sink += static_cast<uint64_t>(_mm256_cvtss_f32(s));
   return iterations * kAccumulators * 8;
@@ -167,7 +168,8 @@ Reader reader() {
 Peak integer_peak() {
   if (__builtin_cpu_supports("avx512vnni")) return {"avx512vnni", dot_avx512vnni};
 #ifdef HAS_AVXVNNI
-  if (__builtin_cpu_supports("avxvnni")) return {"avxvnni", dot_avxvnni};
+  unsigned a = 0, b = 0, c = 0, d = 0;  // compilers do not agree on a name for it
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1)) return {"avxvnni", dot_avxvnni};
 #endif
   return {"avx2", dot_avx2};
 }
@@ -193,14 +195,14 @@ void read_neon(const uint8_t* data, size_t bytes, size_t ahead) {
   g_sink += vaddvq_u8(all);
 }
 
-__attribute__((target("+dotprod"))) int64_t dot_sdot(int64_t iterations) {
+__attribute__((target("arch=armv8.2-a+dotprod"))) int64_t dot_sdot(int64_t iterations) {
   int32x4_t sum[kAccumulators] = {};
-  for (int32x4_t& s : sum) keep(s);  // else they are equal, and computed once
+  for (int32x4_t& s : sum) KEEP(s);  // else they are equal, and computed once
   int8x16_t a = vdupq_n_s8(3), b = vdupq_n_s8(-5);
   for (int64_t i = 0; i < iterations; ++i) {
     UNROLL
     for (int32x4_t& s : sum) s = vdotq_s32(s, a, b);
-    keep(a);
+    KEEP(a);
   }
   for (int32x4_t& s : sum) g_sink += static_cast<uint64_t>(vaddvq_s32(s));
   return iterations * kAccumulators * 16;
@@ -208,12 +210,12 @@ __attribute__((target("+dotprod"))) int64_t dot_sdot(int64_t iterations) {
 
 int64_t fma_neon(int64_t iterations) {
   float32x4_t sum[kAccumulators] = {};
-  for (float32x4_t& s : sum) keep(s);  // else they are equal, and computed once
+  for (float32x4_t& s : sum) KEEP(s);  // else they are equal, and computed once
   float32x4_t a = vdupq_n_f32(1.0e-3f), b = vdupq_n_f32(0.999f);
   for (int64_t i = 0; i < iterations; ++i) {
     UNROLL
     for (float32x4_t& s : sum) s = vfmaq_f32(a, s, b);
-    keep(a);
+    KEEP(a);
   }
   for (float32x4_t& s : sum) g_sink += static_cast<uint64_t>(vaddvq_f32(s));
   return iterations * kAccumulators * 4;
@@ -253,11 +255,13 @@ double seconds(size_t threads, Work work) {
 
 double best_bandwidth(const uint8_t* data, size_t threads, size_t ahead) {
   const Reader read = reader();
-  const size_t part = kBufferBytes / threads / 4096 * 4096;
+  const size_t part = kPieceBytes / threads / 4096 * 4096;
   double best = 0;
   for (int pass = 0; pass < kPasses; ++pass) {
-    const double time = seconds(threads, [&](size_t i) { read.run(data + i * part, part, ahead); });
-    best = std::max(best, static_cast<double>(part * threads) / time);
+    for (size_t piece = 0; piece + kPieceBytes <= kBufferBytes; piece += kPieceBytes) {
+      const double time = seconds(threads, [&](size_t i) { read.run(data + piece + i * part, part, ahead); });
+      best = std::max(best, static_cast<double>(part * threads) / time);
+    }
   }
   return best;
 }
