@@ -88,7 +88,7 @@ struct Neon {
   using Float = FloatLanes;
   using Int = IntLanes;
   static constexpr int kTileTokens = 4;
-  static constexpr int kFloatTileTokens = 3;
+  static constexpr int kFloatTileTokens = 2;
 
   template <class Format>
   static constexpr int32_t code_offset() {

@@ -8,8 +8,8 @@ namespace {
 struct NeonDotprod {
   using Float = FloatLanes;
   using Int = IntLanes;
-  static constexpr int kTileTokens = 16;
-  static constexpr int kFloatTileTokens = 3;
+  static constexpr int kTileTokens = 12;
+  static constexpr int kFloatTileTokens = 2;
 
   template <class Format>
   static constexpr int32_t code_offset() {

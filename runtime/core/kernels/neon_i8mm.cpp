@@ -161,7 +161,7 @@ struct NeonI8mm {
   using Float = FloatLanes;
   using Int = IntLanes;
   static constexpr int kTileTokens = 16;
-  static constexpr int kFloatTileTokens = 3;
+  static constexpr int kFloatTileTokens = 2;
   static constexpr int kLeastTokens = 5;
 
   template <class Format>
