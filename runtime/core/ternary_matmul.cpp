@@ -23,7 +23,7 @@ Status TernaryMatMul::create(const TernaryMatMulConfig& config, const TernaryMat
   const size_t blocks = num_blocks(static_cast<size_t>(config.out_features));
   const size_t lines = num_lines(packing, static_cast<size_t>(config.in_features));
   status = check_tensor(weights.packed, {"packed", kFrom, 3, {blocks, lines, kLineBytes}}, 1);
-  if (status.is_ok()) status = check_tensor(weights.scale, {"scale", "a matrix", 1, {1}}, sizeof(float));
+  if (status.is_ok()) status = check_tensor(weights.scale, {"scale", "the operator's shapes", 1, {1}}, sizeof(float));
   if (status.is_ok()) status = check_values("scale", weights.scale, 1, false);
   if (!status.is_ok()) return status;
 
