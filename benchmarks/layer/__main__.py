@@ -34,7 +34,7 @@ RAW = "layer.json"
 RESULTS = Path(__file__).parent.parent / "results"
 ROOT = Path(__file__).parents[2]
 FULL = Effort(turns=2, min_rounds=3, min_seconds=0.25)
-QUICK = Effort(turns=2, min_rounds=3, min_seconds=0.15)
+QUICK = Effort(turns=3, min_rounds=3, min_seconds=0.1)
 QUICK_TOKENS = (1, 128)
 LOADED = ("ours-2bit-int4", "ours-1.6bit-int4", "qmoe2-int4")
 #: It is slow on x86-64, where a call takes the reference path.

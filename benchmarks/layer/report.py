@@ -167,12 +167,6 @@ def _arm(path: Path) -> Iterator[str]:
     if not path.is_file():
         return
     found = json.loads(path.read_text())
-    results = found["results"]
-    cpus = list(dict.fromkeys(one["cpu"] for one in results))
-    cells: dict[tuple[str, str, int], dict[str, str]] = {}
-    for one in results:
-        key = (one["isa"], one["format"], one["tokens"])
-        cells.setdefault(key, {})[one["cpu"]] = f"{one['macs_per_cycle']:.1f} ({one['share']:.0%})"
     yield "## ARM kernels: static analysis, not a measurement"
     yield ""
     yield (
@@ -180,8 +174,17 @@ def _arm(path: Path) -> Iterator[str]:
         "their share of the model's peak. What is in it and what is not: [arm_static.md](arm_static.md)."
     )
     yield ""
-    rows = [[isa, kind, str(tokens), *(of.get(cpu, "") for cpu in cpus)] for (isa, kind, tokens), of in cells.items()]
-    yield from _table(["kernels", "format", "tokens", *cpus], rows)
+    for isa in dict.fromkeys(one["isa"] for one in found["results"]):
+        own = [one for one in found["results"] if one["isa"] == isa]
+        cpus = list(dict.fromkeys(one["cpu"] for one in own))
+        cells: dict[tuple[str, int], dict[str, str]] = {}
+        for one in own:
+            # One token, and the widest tile; what lies between is in arm_static.md.
+            if one["tokens"] in (1, max(other["tokens"] for other in own if other["format"] == one["format"])):
+                share = f"{one['macs_per_cycle']:.1f} ({one['share']:.0%})"
+                cells.setdefault((one["format"], one["tokens"]), {})[one["cpu"]] = share
+        rows = [[kind, str(tokens), *(of.get(cpu, "") for cpu in cpus)] for (kind, tokens), of in cells.items()]
+        yield from _table([f"{isa}: format", "tokens", *cpus], rows)
 
 
 def render(
