@@ -37,7 +37,7 @@ PEAK_LOOPS = {
     "smlal": ["smlal v{0}.8h, v20.8b, v21.8b"],
     "sdot": ["sdot v{0}.4s, v20.16b, v21.4b[0]"],
     "smmla": ["smmla v{0}.4s, v20.16b, v21.16b"],
-    "fmul": ["fmul v22.4s, v20.4s, v21.s[0]", "fadd v{0}.4s, v{0}.4s, v22.4s"],
+    "fmul": ["fmul v22.4s, v20.4s, v21.s[0]", "fadd v{0}.4s, v{0}.4s, v23.4s"],
 }
 
 BRANCH = re.compile(r"(?:b\.?\w*|cbn?z|tbn?z)\s.*?(\.L\w+)$")
