@@ -1,5 +1,5 @@
-# Cross-compiles for 64-bit ARM on Debian or Ubuntu, and runs what was built (tests, their discovery) under QEMU. The CPU it
-# pretends to be is that of the environment variable QEMU_CPU. Packages: g++-aarch64-linux-gnu qemu-user
+# Cross-compiles for 64-bit ARM on Debian or Ubuntu, and runs what was built (tests, their discovery) under QEMU. The
+# CPU it pretends to be is that of the environment variable QEMU_CPU. Packages: g++-aarch64-linux-gnu qemu-user
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)

@@ -1,5 +1,5 @@
-// ARM with matrix products of bytes (FEAT_I8MM: Cortex-A510, A710, X2 and newer): smmla multiplies two rows by two tokens by 8
-// inputs, twice the work of sdot. Up to four tokens do not repay the bringing of rows and tokens into that order.
+// ARM with matrix products of bytes (FEAT_I8MM: Cortex-A510, A710, X2 and newer): smmla multiplies 2 rows by 2 tokens
+// by 8 inputs, twice the work of sdot. Up to four tokens do not repay the bringing of rows and tokens into that order.
 #include "kernels/neon_sdot.h"
 #include "kernels/tables.h"
 
@@ -15,8 +15,8 @@ struct RowPairs {
         high(vreinterpretq_s8_s32(vzip2q_s32(vreinterpretq_s32_s8(plane), vreinterpretq_s32_s8(next)))) {}
 };
 
-/// Takes a step of lines apart: one line, or two where the planes of one are odd in number. octets() passes each pair of planes
-/// to `use`, with the number of its eight inputs and the place of its codes (see Placed).
+/// Takes a step of lines apart: one line, or two where the planes of one are odd in number. octets() passes each pair
+/// of planes to `use`, with the number of its eight inputs and the place of its codes (see Placed).
 template <class Format, int kPlaces>
 struct OctetUnpacker {
   static_assert(kPlaces == 1, "only 2bit has places");
@@ -61,8 +61,8 @@ struct OctetUnpacker<TwoBit, 2> {
   }
 };
 
-/// Inputs of two tokens by 8 inputs, for some lines: those of pair p and octet o are at [o * kPairs + p]. If the number of tokens is
-/// odd, one is in two pairs.
+/// Inputs of two tokens by 8 inputs, for some lines: those of pair p and octet o are at [o * kPairs + p]. If the number
+/// of tokens is odd, one is in two pairs.
 template <class Format, int T>
 struct PairedInputs {
   static constexpr int kPairs = (T + 1) / 2;
@@ -106,7 +106,9 @@ struct Smmla {
       for (size_t line = 0; line < count; ++line) prefetch_ahead(some + line * kLineBytes);
       const size_t num_octets = ceil_div(count, Octets::kLines) * Octets::kOctets;
       const Paired paired(inputs + begin * (kWordsOfLine * kPlaneInputs * T), count * kWordsOfLine, num_octets);
-      for (int r = 0; r < kRegisters; ++r) add_register<Format, T>(some + r * kRegisterBytes, count, paired.pairs, r, acc);
+      for (int r = 0; r < kRegisters; ++r) {
+        add_register<Format, T>(some + r * kRegisterBytes, count, paired.pairs, r, acc);
+      }
     }
   }
 

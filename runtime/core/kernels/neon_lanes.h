@@ -1,5 +1,5 @@
-// The vector of 16 lanes on 64-bit ARM: four registers of four. For the ISA files of ARM, each of which gets its own copy in an
-// anonymous namespace, since each is compiled with other flags.
+// The vector of 16 lanes on 64-bit ARM: four registers of four. For the ISA files of ARM, each of which gets its own copy
+// in an anonymous namespace, since each is compiled with other flags.
 #pragma once
 
 #include <arm_neon.h>
@@ -17,7 +17,7 @@ struct IntLanes;
 struct FloatLanes {
   float32x4_t v[kRegisters];
 
-  /// f(0), f(1), ... are the registers. Spelled out, since compilers keep arrays of registers that loops write in memory.
+  /// f(0), f(1), ... are the registers. Spelled out, since compilers keep in memory what loops write to an array.
   template <class F>
   static FloatLanes each(F f) {
     return {{f(0), f(1), f(2), f(3)}};

@@ -1,5 +1,5 @@
-// What the integer kernels of ARM have in common. A register of a line is 4 rows of 4 bytes; taken apart, it is planes of 4 rows
-// by 4 inputs each, with one code in a byte.
+// What the integer kernels of ARM have in common. A register of a line is 4 rows of 4 bytes; taken apart, it is planes
+// of 4 rows by 4 inputs each, with one code in a byte.
 #pragma once
 
 #include "kernels/neon_lanes.h"
@@ -9,7 +9,7 @@ namespace {
 
 constexpr size_t kRegisterBytes = 16;
 
-/// A constant that stays in its register. Compilers would make it anew for each line, with the units that the products need.
+/// A constant that stays in its register. Compilers would make it anew for each line, in the units of the products.
 inline uint8x16_t kept(uint8x16_t v) {
   asm("" : "+w"(v));
   return v;

@@ -22,6 +22,7 @@ struct Words {
   static constexpr int kRegister = 4;
   const int8_t* p;
 
+  /// sum + codes by the four inputs of `word`.
   int32x4_t dot(int32x4_t sum, int8x16_t codes, int word) const {
     if constexpr (N < kRegister) {
       int32_t bits;
@@ -35,8 +36,8 @@ struct Words {
   }
 };
 
-/// How planes are summed: each into one sum, or those of 2bit where they stand in their byte, times 4 and times 16. That saves
-/// two of six operations that take a byte apart, but takes three times the registers for sums.
+/// How planes are summed: all into one sum, or those of 2bit where they stand in their byte, times 4 and times 16. That
+/// saves two of six operations that take a byte apart, but takes three times the registers for sums.
 template <class Format, int kPlaces>
 struct Placed : Unpacker<Format> {
   static_assert(kPlaces == 1, "only 2bit has places");
@@ -96,7 +97,7 @@ struct Sdot {
         for (int plane = 0; plane < kPlanes; ++plane) {
 #pragma GCC unroll 16
           for (int t = 0; t < T; ++t) {
-            int32x4_t& place = sum[t][r][plane % kPlanes == 3 ? 0 : plane % kPlaces];
+            int32x4_t& place = sum[t][r][plane == 3 ? 0 : plane % kPlaces];
             place = words.dot(place, planes[plane], plane * T + t);
           }
         }
