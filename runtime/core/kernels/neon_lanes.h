@@ -1,5 +1,5 @@
-// The vector of 16 lanes on 64-bit ARM: four registers of four. For the ISA files of ARM, each of which gets its own copy
-// in an anonymous namespace, since each is compiled with other flags.
+// The vector of 16 lanes on 64-bit ARM: four registers of four. For the ISA files of ARM, each of which gets its own
+// copy in an anonymous namespace, since each is compiled with other flags.
 #pragma once
 
 #include <arm_neon.h>
