@@ -138,7 +138,7 @@ bool LayerRun::run_chunk(const float* x, float* y, size_t num_tokens) {
   if (!for_each<&LayerRun::gather_x_task>(ceil_div(num_tiles_, x_tiles_per_task_))) return false;
   if (!for_each<&LayerRun::gate_up_task>(first_gate_up_task_[num_ffns_])) return false;
   if (!for_each<&LayerRun::quantize_h_task>(ceil_div(num_tiles_, h_tiles_per_task_))) return false;
-  return for_each<&LayerRun::down_task>(ceil_div(hidden_blocks_, down_blocks_per_task_));
+  return for_each<&LayerRun::down_task>(down_tasks_.count());
 }
 
 /// Runs Step(0 .. count-1) on the thread pool, or here if that is not worth a wake-up. False if the pool failed.
@@ -247,13 +247,12 @@ void LayerRun::plan_tasks() {
   first_gate_up_task_[0] = 0;
   for (size_t ffn = 0; ffn < num_ffns_; ++ffn) {
     const size_t ffn_tiles = first_tile_[ffn + 1] - first_tile_[ffn];
-    const size_t lines = 2 * shape_of(ffn).gate_up.block.num_lines * ffn_tiles;
-    gate_up_blocks_per_task_[ffn] = lines == 0 ? 1 : ceil_div(kLinesPerTask, lines);
-    const size_t tasks = lines == 0 ? 0 : ceil_div(intermediate_blocks_, gate_up_blocks_per_task_[ffn]);
-    first_gate_up_task_[ffn + 1] = first_gate_up_task_[ffn] + tasks;
+    gate_up_tasks_[ffn] = TaskCut(intermediate_blocks_, 2 * shape_of(ffn).gate_up.block.num_lines * ffn_tiles);
+    first_gate_up_task_[ffn + 1] = first_gate_up_task_[ffn] + gate_up_tasks_[ffn].count();
     lines_of_down_block += shape_of(ffn).down.block.num_lines * ffn_tiles;
   }
-  down_blocks_per_task_ = ceil_div(kLinesPerTask, std::max<size_t>(1, lines_of_down_block));
+  // Rows that are not finite have no tile, but their results are written all the same.
+  down_tasks_ = TaskCut(hidden_blocks_, std::max<size_t>(1, lines_of_down_block));
 }
 
 /// Where the row of a slot begins in a buffer of rows of the routed experts and, behind them, of the shared one.
@@ -388,15 +387,14 @@ Block LayerRun::down_block(size_t ffn, size_t block) const {
 void LayerRun::gate_up_task(size_t task) {
   const size_t* next = std::upper_bound(first_gate_up_task_, first_gate_up_task_ + num_ffns_, task);
   const size_t ffn = static_cast<size_t>(next - first_gate_up_task_) - 1;
-  const size_t first_block = (task - first_gate_up_task_[ffn]) * gate_up_blocks_per_task_[ffn];
-  const size_t end_block = std::min(intermediate_blocks_, first_block + gate_up_blocks_per_task_[ffn]);
+  const Range blocks = gate_up_tasks_[ffn].range(task - first_gate_up_task_[ffn]);
   const FfnShape& shape = shape_of(ffn);
   const FormatKernels& kernels = kernels_.formats[static_cast<size_t>(shape.format)];
 
   for (size_t i = first_tile_[ffn]; i < first_tile_[ffn + 1]; ++i) {
     const TokenTile tile = x_tile(tiles_[i]);
     float* h = h_ + tiles_[i].first_slot * h_stride_;
-    for (size_t block = first_block; block < end_block; ++block) {
+    for (size_t block = blocks.begin; block < blocks.end; ++block) {
       kernels.gate_up_block(shape.gate_up.block, gate_up_block(ffn, block, 0), gate_up_block(ffn, block, 1), tile,
                             h + block * kBlockRows, h_stride_);
     }
@@ -405,19 +403,18 @@ void LayerRun::gate_up_task(size_t task) {
 
 /// Some blocks of output rows for all experts, and so their sum as well, which needs no other task's result.
 void LayerRun::down_task(size_t task) {
-  const size_t first_block = task * down_blocks_per_task_;
-  const size_t end_block = std::min(hidden_blocks_, first_block + down_blocks_per_task_);
+  const Range blocks = down_tasks_.range(task);
   for (size_t i = 0; i < num_tiles_; ++i) {
     const TokenTile tile = h_tile(tiles_[i]);
     const size_t ffn = tiles_[i].ffn;
     const FfnShape& shape = shape_of(ffn);
-    for (size_t block = first_block; block < end_block; ++block) {
+    for (size_t block = blocks.begin; block < blocks.end; ++block) {
       kernels_.formats[static_cast<size_t>(shape.format)].linear_block(
           shape.down.block, down_block(ffn, block), tile,
           results_of_block(block) + tiles_[i].first_slot * kBlockRows);
     }
   }
-  for (size_t block = first_block; block < end_block; ++block) combine_block(block);
+  for (size_t block = blocks.begin; block < blocks.end; ++block) combine_block(block);
 }
 
 float* LayerRun::results_of_block(size_t block) const { return results_ + block * plan_.slot_capacity * kBlockRows; }

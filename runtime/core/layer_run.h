@@ -7,6 +7,7 @@
 #include "kernels/kernels.h"
 #include "layout.h"
 #include "mote/ternary_moe.h"
+#include "task_cut.h"
 
 namespace mote {
 
@@ -75,11 +76,6 @@ class LayerRun {
     uint32_t ffn;
     uint32_t first_slot;
     uint32_t count;
-  };
-
-  struct Range {
-    size_t begin;
-    size_t end;
   };
 
   static MatrixShape matrix_shape(WeightFormat format, size_t num_inputs, size_t group_inputs);
@@ -157,12 +153,12 @@ class LayerRun {
   size_t tokens_per_task_ = 1;
   size_t x_tiles_per_task_ = 1;
   size_t h_tiles_per_task_ = 1;
-  size_t down_blocks_per_task_ = 1;
+  TaskCut down_tasks_;
   // Of each expert, the shared one last.
   size_t first_slot_[kMaxExperts + 2];
   size_t first_tile_[kMaxExperts + 2];
   size_t first_gate_up_task_[kMaxExperts + 2];
-  size_t gate_up_blocks_per_task_[kMaxExperts + 1];
+  TaskCut gate_up_tasks_[kMaxExperts + 1];
 };
 
 }  // namespace mote

@@ -55,9 +55,9 @@ bool MatMulRun::run_chunk(const float* x, float* y, size_t num_tokens) {
   num_tokens_ = num_tokens;
   num_tiles_ = ceil_div(num_tokens, format_.tile_tokens);
   tiles_per_task_ = ceil_div(num_tiles_, ceil_div(num_tokens * in_features_, kValuesPerTask));
-  blocks_per_task_ = ceil_div(kLinesPerTask, shape_.num_lines * num_tiles_);
+  multiply_tasks_ = TaskCut(num_blocks(out_features_), shape_.num_lines * num_tiles_);
   return for_each<&MatMulRun::quantize_task>(ceil_div(num_tiles_, tiles_per_task_)) &&
-         for_each<&MatMulRun::multiply_task>(ceil_div(num_blocks(out_features_), blocks_per_task_));
+         for_each<&MatMulRun::multiply_task>(multiply_tasks_.count());
 }
 
 /// Runs Step(0 .. count-1) on the thread pool, or here if that is not worth a wake-up. False if the pool failed.
@@ -95,8 +95,7 @@ void MatMulRun::quantize_task(size_t task) {
 
 void MatMulRun::multiply_task(size_t task) {
   const size_t row_size = code_row_size(in_features_);
-  const size_t first_block = task * blocks_per_task_;
-  const size_t end_block = std::min(num_blocks(out_features_), first_block + blocks_per_task_);
+  const Range blocks = multiply_tasks_.range(task);
   for (size_t i = 0; i < num_tiles_; ++i) {
     const size_t first = tile_begin(i);
     TokenTile tile;
@@ -107,7 +106,7 @@ void MatMulRun::multiply_task(size_t task) {
       tile.d[t] = rows_[first + t].d;
       tile.sum[t] = rows_[first + t].sum;
     }
-    for (size_t block = first_block; block < end_block; ++block) {
+    for (size_t block = blocks.begin; block < blocks.end; ++block) {
       float results[kMaxTileTokens * kBlockRows];
       format_.linear_block(shape_, {layer_.packed_ + block * shape_.num_lines * kLineBytes, nullptr, layer_.scale_}, tile,
                            results);

@@ -6,6 +6,7 @@
 
 #include "kernels/kernels.h"
 #include "mote/ternary_matmul.h"
+#include "task_cut.h"
 
 namespace mote {
 
@@ -65,7 +66,7 @@ class MatMulRun {
   size_t num_tokens_ = 0;
   size_t num_tiles_ = 0;
   size_t tiles_per_task_ = 1;
-  size_t blocks_per_task_ = 1;
+  TaskCut multiply_tasks_;
 };
 
 }  // namespace mote

@@ -1,4 +1,4 @@
-// Laying out an operator's scratch memory, and how much of it and of work at a time is worth its while. Internal to the core.
+// Laying out an operator's scratch memory, and how much of it is worth its while. Internal to the core.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +13,7 @@ inline constexpr size_t kScratchAlignment = 64;
 /// reused (some 150 tokens of a layer of 1536 by 8960), and little beside the weights of a model.
 inline constexpr size_t kScratchBudget = size_t{24} << 20;
 
-/// Least work worth a task: lines of weights times tiles of tokens, and values to quantize.
-inline constexpr size_t kLinesPerTask = 2048;
+/// Least work worth a task, in values to quantize or interleave.
 inline constexpr size_t kValuesPerTask = 16384;
 
 /// Lays out buffers one after the other.

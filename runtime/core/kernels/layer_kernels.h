@@ -37,10 +37,13 @@ namespace {
 
 /// Asks for the line that will be needed in about a microsecond, which is what DRAM takes; hardware prefetchers stop at
 /// each page of 4 KB. An address beyond the tensor is harmless, since a prefetch does not fault.
+template <size_t kBytes = 8192>
 inline void prefetch_ahead(const uint8_t* line) {
-  constexpr size_t kPrefetchBytes = 8192;
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(line) + kPrefetchBytes));
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(line) + kBytes));
 }
+
+/// The same for scales, of which a line lasts for two groups.
+constexpr size_t kScalesAhead = 512;
 
 /// A constant of the type system, so that a lambda can take it as an argument and use its value in array indices.
 template <int N>
@@ -211,6 +214,7 @@ struct LayerKernels {
         Isa::template dot<Format, T>(block.lines + line * kLineBytes,
                                      left < shape.lines_per_group ? left : shape.lines_per_group,
                                      inputs + line * (Format::kPlanes * kPlaneInputs * T), acc);
+        prefetch_ahead<kScalesAhead>(scales);
         const Float scale = Float::load_bf16(scales);
         for (int t = 0; t < T; ++t) out[t] = out[t] + acc[t].to_float() * scale;
         scales += kLanes * sizeof(uint16_t);
