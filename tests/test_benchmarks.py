@@ -1,6 +1,7 @@
 """The benchmark's own arithmetic, and that every operator in it still loads and runs."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.layer.bars import verdicts
 from benchmarks.layer.graphs import Traffic, traffic_of
-from benchmarks.layer.limits import Limits
+from benchmarks.layer.limits import Limits, compile_limits
 from benchmarks.layer.measure import Effort, Point, Samples, Setting, measure_shape
 from benchmarks.layer.operators import OURS, operators
 from benchmarks.layer.report import render
@@ -67,14 +68,27 @@ def test_bars_compare_with_the_best_peer() -> None:
     assert verdicts([*records, record("ours-1.6bit-none", 1, 2, 0.9)], {})[0].reached is True
 
 
+def test_the_dram_bar_compares_with_what_dram_gave_beside_it() -> None:
+    slow = record("ours-2bit-int4", 1, 2, 1.2)
+    found = {verdict.bar: verdict for verdict in verdicts([replace(slow, dram_ms=1.1, memory_limit_ms=0.5)], {})}
+    verdict = found["whole layer, int4 shared expert, 1 token, 2 threads, DRAM"]
+    assert verdict.reached is True
+    assert verdict.found.startswith("1.09x") and "2.40x at the best of this run" in verdict.found
+    assert not any(one.reached for one in verdicts([replace(slow, dram_ms=1.0, memory_limit_ms=0.5)], {}))
+
+
 def test_every_operator_runs_and_is_reported(tmp_path: Path) -> None:
     shape = Shape(MAIN_SHAPE.name, 128, 256)
     chosen = list(operators())
-    setting = Setting(Effort(turns=1, min_rounds=1, min_seconds=0), 1 << 10, get_library_path("onnxruntime"))
+    effort = Effort(turns=1, min_rounds=1, min_seconds=0)
+    setting = Setting(effort, 1 << 10, get_library_path("onnxruntime"), compile_limits(tmp_path))
     samples = measure_shape(tmp_path, shape, chosen, [1, 32], [1], setting, lambda text: None)
     assert [point for point, found in samples.items() if found.failure] == []
     assert len(samples) == 2 * len(chosen)
     traffic = {one.name: traffic_of(shape, one.layer) for one in chosen}
     records = [summarize(point, found, traffic[point.operator], LIMITS) for point, found in samples.items()]
+    # What DRAM gave stands beside each decode point of ours, and nowhere else.
+    assert {one.operator for one in records if one.dram_ms} == {one.name for one in chosen if one.side == OURS}
+    assert all(one.tokens == 1 for one in records if one.dram_ms)
     text = render(ABOUT, LIMITS, records, {}, tmp_path / "arm_static.json")
     assert all(f"**{one.label}**" in text for one in chosen if one.side == OURS)

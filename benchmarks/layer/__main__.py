@@ -96,7 +96,7 @@ def executorch_samples(shape: Shape, tokens: list[int], threads: list[int]) -> d
 
 def measure_all(arguments: argparse.Namespace, folder: Path, program: Path) -> tuple[dict[Point, Samples], Limits]:
     chosen = chosen_operators(arguments.only)
-    setting = Setting(QUICK if arguments.quick else FULL, l3_bytes(), arguments.plugin)
+    setting = Setting(QUICK if arguments.quick else FULL, l3_bytes(), arguments.plugin, program)
     graphs = (min(arguments.tokens) <= MAX_DECODE_TOKENS) + (max(arguments.tokens) > MAX_DECODE_TOKENS)
     steps = len(arguments.shapes) * len(chosen) * graphs * len(arguments.threads) * setting.effort.turns
     samples: dict[Point, Samples] = {}

@@ -56,6 +56,11 @@ def measure_limits(program: Path) -> Limits:
     return from_json(json.loads(subprocess.run([program], check=True, capture_output=True, text=True).stdout))
 
 
+def dram_of_the_moment(program: Path, threads: int) -> float:
+    """Bytes a second that are read from DRAM just now, the median of some pieces; takes a fifth of a second."""
+    return float(subprocess.run([program, "dram", str(threads)], check=True, capture_output=True, text=True).stdout)
+
+
 def greatest(several: list[Limits]) -> Limits:
     """Of measurements before, between and after: a limit is the best that was ever seen in the run."""
 

@@ -17,7 +17,8 @@ import numpy as np
 import onnxruntime
 
 from .graphs import Model, WeightFiles, layers_in_turn, traffic_of, write
-from .operators import PEER, Operator
+from .limits import dram_of_the_moment
+from .operators import OURS, PEER, Operator
 from .shapes import EXPERTS, MAX_DECODE_TOKENS, Shape
 
 INPUTS = 16  # different tokens, so that every expert is used
@@ -43,6 +44,7 @@ class Setting:
     effort: Effort
     l3_bytes: int
     plugin: Path  # ours, for ONNX Runtime
+    limits: Path  # the program
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Samples:
     bytes_per_layer: float = 0.0
     layers: int = 0
     failure: str = ""
+    dram_bytes_s: list[float] = field(default_factory=list)  # just before and just after, in each turn; ours only
 
 
 def open_session(path: Path, threads: int, plugin: Path) -> onnxruntime.InferenceSession:
@@ -143,10 +146,17 @@ def measure_shape(
         for operator, model, counts, thread_count in _turn(models, threads):
             advance(f"{shape.name} {operator.name}, {thread_count} threads")
             gc.collect()
+            reads_dram = operator.side == OURS and max(counts) <= MAX_DECODE_TOKENS
+            dram = [dram_of_the_moment(setting.limits, thread_count)] if reads_dram else []
             try:
-                for count, samples in _measure_session(model, shape, thread_count, counts, setting):
+                found = dict(_measure_session(model, shape, thread_count, counts, setting))
+                gc.collect()
+                dram += [dram_of_the_moment(setting.limits, thread_count)] if reads_dram else []
+                for count, samples in found.items():
                     point = Point(shape.name, operator.name, count, thread_count)
-                    samples.layer_seconds = results.get(point, Samples()).layer_seconds + samples.layer_seconds
+                    before = results.get(point, Samples())
+                    samples.layer_seconds = before.layer_seconds + samples.layer_seconds
+                    samples.dram_bytes_s = before.dram_bytes_s + dram
                     results[point] = samples
             except Exception as error:
                 if operator.side != PEER:

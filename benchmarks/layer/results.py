@@ -26,6 +26,8 @@ class Record:
     mul_adds: int
     limit_ms: float
     memory_limit_ms: float
+    #: The time to read these bytes from DRAM as fast as it went beside the measurement (medians); 0 if it was not measured.
+    dram_ms: float = 0.0
     failure: str = ""
 
 
@@ -49,4 +51,5 @@ def summarize(point: Point, samples: Samples, traffic: Traffic, limits: Limits) 
         mul_adds=products,
         limit_ms=limits.seconds(samples.bytes_per_layer, traffic, point.tokens, point.threads) * 1e3,
         memory_limit_ms=limits.memory_seconds(samples.bytes_per_layer, point.threads) * 1e3,
+        dram_ms=samples.bytes_per_layer / float(np.median(samples.dram_bytes_s)) * 1e3 if samples.dram_bytes_s else 0.0,
     )
