@@ -73,7 +73,8 @@ def test_the_dram_bar_compares_with_what_dram_gave_beside_it() -> None:
     found = {verdict.bar: verdict for verdict in verdicts([replace(slow, dram_ms=1.1, memory_limit_ms=0.5)], {})}
     verdict = found["whole layer, int4 shared expert, 1 token, 2 threads, DRAM"]
     assert verdict.reached is True
-    assert verdict.found.startswith("1.09x") and "2.40x at the best of this run" in verdict.found
+    assert verdict.found.startswith("1.09x")
+    assert "2.40x at the best of this run" in verdict.found
     assert not any(one.reached for one in verdicts([replace(slow, dram_ms=1.0, memory_limit_ms=0.5)], {}))
 
 
