@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.integrations.bitnet import AutoBitLinear, BitLinear, pack_weights
 
 from mote_export.model import MoteLayer
+from mote_export.model.configuration import MoeSettings
 from mote_export.model.quantizers import ternarize
 from mote_export.packing import PACKINGS, SHARED_FORMATS, dequantize
 from mote_export.passes import (
@@ -138,6 +139,22 @@ def test_a_shared_expert_that_is_not_finite_is_refused() -> None:
     layer.shared_expert.up_proj.weight.data[3, 4] = torch.inf
     with pytest.raises(PassError, match="contain NaN or infinity"):
         rewritten(layer, pack_ternary_experts())
+
+
+def test_wider_layers_than_the_operators_take_are_refused() -> None:
+    shared = nn.Module()
+    shared.gate_proj, shared.up_proj, shared.down_proj = (
+        nn.Linear(1, 131073),
+        nn.Linear(1, 131073),
+        nn.Linear(131073, 1),
+    )
+    with pytest.raises(PassError, match="has 131073 rows or columns, at most 131072 can be packed"):
+        rewritten(
+            MoteLayer(shared, MoeSettings(num_experts=1, top_k=1, normalize_topk=False, layers=(0,))),
+            pack_ternary_experts(),
+        )
+    with pytest.raises(PassError, match="has 131073 rows or columns, at most 131072 can be packed"):
+        rewritten(AutoBitLinear(1, 131073, bias=False, online_quant=True), pack_ternary_linear())
 
 
 def online(rms_norm: bool = False) -> AutoBitLinear:

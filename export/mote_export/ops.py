@@ -14,9 +14,11 @@ from torch import Tensor
 from mote_export.model.quantizers import quantize_activations
 from mote_export.packing import (
     LAYOUT_VERSION,
+    MAX_WIDTH,
     PACKINGS,
     SHARED_FORMATS,
     Array,
+    tiles,
     unpack_gate_up,
     unpack_scales,
 )
@@ -114,12 +116,15 @@ def _check_packing(packing: str, layout_version: int, greatest_size: int) -> Non
         raise ValueError(
             f"packing {packing!r}, layout version {layout_version}: expected {' or '.join(PACKINGS)}, {LAYOUT_VERSION}"
         )
-    if 127 * greatest_size >= EXACT_FLOAT32_INTEGER:
-        raise ValueError(f"size {greatest_size} is beyond the reference's exact range")
+    if greatest_size > MAX_WIDTH:
+        raise ValueError(f"a width of {greatest_size}, expected at most {MAX_WIDTH}")
 
 
 def _ternary_product(codes: Tensor, weight: Array, factor: Tensor) -> Tensor:
-    """float(acc) * factor of step 5: codes [T, K], ternary weight int8 [N, K], factor [T, 1]; [T, N]."""
+    """float(acc) * factor of step 5: codes [T, K], ternary weight int8 [N, K], factor [T, 1]; [T, N].
+
+    Exact in float32: a sum is at most 127 * MAX_WIDTH, which is below 2^24.
+    """
     acc = codes @ torch.from_numpy(weight).float().T
     return (acc + 0.0) * factor  # -1 * 0 is -0, but the integer 0 has no sign
 
@@ -143,7 +148,9 @@ def _shared_expert(
     hidden_size = tokens.shape[1]
 
     def matrix(x: Tensor, lines: Tensor, scale: Tensor | None, rows: int) -> Tensor:
-        values = SHARED_FORMATS[shared_format].packing.unpack(lines.numpy(), rows, x.shape[1])
+        packing = SHARED_FORMATS[shared_format].packing
+        stored = tiles(x.shape[1], packing.inputs) * packing.inputs
+        values = packing.unpack(lines.numpy(), rows, stored if shared_format == "bf16" else x.shape[1])
         return product(x, values, None if scale is None else unpack_scales(scale, rows), group_size)
 
     gate_scale, up_scale = (None, None) if gate_up_scale is None else gate_up_scale.unbind(1)
@@ -156,17 +163,17 @@ def _shared_expert(
 
 
 def product_bf16(x: Tensor, bits: Array, scale: Tensor | None, group_size: int) -> Tensor:
-    """Sequential float32 sums over even and over odd inputs: x [T, K], bit patterns uint16 [N, K]; [T, N].
+    """Sequential float32 sums over even and over odd inputs: x [T, K], bit patterns uint16 [N, K or more]; [T, N].
 
     In numpy, which does not share such small steps out among threads: waiting for each other would take most of the time.
     """
     rows, cols = bits.shape
     pairs = (cols + 1) // 2
-    # An input beyond K adds 0 * 0 to a sum that is never -0.
+    # What lies beyond the inputs is multiplied by 0, which NaN and infinity of a damaged file survive.
     weight = np.zeros((2 * pairs, rows), np.uint16)
     weight[:cols] = bits.T
     weight = weight.reshape(pairs, 2, 1, rows)
-    inputs = np.pad(x.detach().numpy(), [(0, 0), (0, 2 * pairs - cols)]).T.reshape(pairs, 2, -1, 1)
+    inputs = np.pad(x.detach().numpy(), [(0, 0), (0, 2 * pairs - x.shape[1])]).T.reshape(pairs, 2, -1, 1)
     y = np.empty((x.shape[0], rows), np.float32)
     for row in range(0, rows, ROWS_AT_ONCE):
         w = (weight[..., row : row + ROWS_AT_ONCE].astype(np.uint32) << 16).view(np.float32)

@@ -25,12 +25,14 @@ bool cpu_has_avx2() {
   return __builtin_cpu_supports("avx2");
 }
 
+#if defined(MOTE_HAS_AVXVNNI)
 bool cpu_has_avxvnni() {
   // Compilers know this one's name only since gcc 13 and clang 19: leaf 7, sub-leaf 1, EAX bit 4. The registers are AVX2's.
   constexpr unsigned kAvxVnniBit = 1u << 4;
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return cpu_has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnniBit) != 0;
 }
+#endif
 
 bool cpu_has_avx512vnni() {
   __builtin_cpu_init();
@@ -57,7 +59,9 @@ constexpr IsaEntry kEntries[] = {
     {"scalar", &scalar_kernels, always},
 #if defined(__x86_64__)
     {"avx2", &avx2_kernels, cpu_has_avx2},
+#if defined(MOTE_HAS_AVXVNNI)
     {"avxvnni", &avxvnni_kernels, cpu_has_avxvnni},
+#endif
     {"avx512vnni", &avx512vnni_kernels, cpu_has_avx512vnni},
     {"avx512vbmi", &avx512vbmi_kernels, cpu_has_avx512vbmi},
 #elif defined(__aarch64__)

@@ -13,8 +13,9 @@ inline constexpr size_t kScratchAlignment = 64;
 /// reused (some 150 tokens of a layer of 1536 by 8960), and little beside the weights of a model.
 inline constexpr size_t kScratchBudget = size_t{24} << 20;
 
-/// Least work worth a task, in values to quantize or interleave.
-inline constexpr size_t kValuesPerTask = 16384;
+/// Least work worth a task, in values to quantize or interleave: more than a single token has, whose step is not worth waking other
+/// threads.
+inline constexpr size_t kValuesPerTask = 32768;
 
 /// Lays out buffers one after the other.
 class Carver {

@@ -13,7 +13,7 @@ from mote_export.packing import bf16, int4, int8, one_six_bit, two_bit
 from mote_export.packing.bf16 import pack_bf16, unpack_bf16
 from mote_export.packing.int4 import pack_int4, quantize_int4, unpack_int4
 from mote_export.packing.int8 import pack_int8, quantize_int8, unpack_int8
-from mote_export.packing.lines import LAYOUT_VERSION, ROWS, tiles
+from mote_export.packing.lines import LAYOUT_VERSION, MAX_WIDTH, ROWS, tiles
 from mote_export.packing.one_six_bit import pack_1_6bit, unpack_1_6bit
 from mote_export.packing.two_bit import pack_2bit, unpack_2bit
 
@@ -101,6 +101,7 @@ def unpack_scales(packed: Tensor, rows: int) -> Tensor:
 
 __all__ = [
     "LAYOUT_VERSION",
+    "MAX_WIDTH",
     "PACKINGS",
     "SHARED_FORMATS",
     "Array",

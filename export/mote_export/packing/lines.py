@@ -13,6 +13,9 @@ ROWS = 16  # of a line
 LANES = LINE // ROWS  # bytes of a row in a line
 
 
+MAX_WIDTH = 1 << 17  # of docs/operator.md: rows or inputs of a matrix, which keeps every integer sum inside int32
+
+
 def tiles(size: int, tile: int) -> int:
     """Number of tiles that cover `size` rows or inputs."""
     return -(-size // tile)

@@ -13,6 +13,7 @@ from mote_export.model import MoteLayer, TernaryExperts
 from mote_export.model.quantizers import ternarize
 from mote_export.packing import (
     LAYOUT_VERSION,
+    MAX_WIDTH,
     PACKINGS,
     SHARED_FORMATS,
     Packing,
@@ -183,6 +184,9 @@ def pack_ternary_experts(options: PackOptions | None = None) -> ModulePass:
 
     def check(module: nn.Module) -> str | None:
         assert isinstance(module, MoteLayer)
+        widest = max(module.experts.gate_proj.shape[1:])
+        if widest > MAX_WIDTH:
+            return f"a matrix of its experts has {widest} rows or columns, at most {MAX_WIDTH} can be packed"
         parameters = [module.router.weight, *module.experts.parameters()]
         if chosen.has_shared_inside:
             parameters += module.shared_expert.parameters()

@@ -15,7 +15,7 @@ from transformers.integrations.bitnet import VALUES_PER_ITEM, AutoBitLinear, Bit
 from mote_export import ops  # noqa: F401  registers torch.ops.mote
 from mote_export.defaults import DEFAULT_PACKING
 from mote_export.model.quantizers import ternarize
-from mote_export.packing import LAYOUT_VERSION, PACKINGS
+from mote_export.packing import LAYOUT_VERSION, MAX_WIDTH, PACKINGS
 from mote_export.passes.base import ModulePass
 
 
@@ -70,6 +70,8 @@ def _check(module: nn.Module) -> str | None:
     if module.bias is not None:
         return "it has a bias, which the operator has not"
     codes, scale = ternary_weight(module)
+    if max(codes.shape) > MAX_WIDTH:
+        return f"it has {max(codes.shape)} rows or columns, at most {MAX_WIDTH} can be packed"
     is_ternary = (codes == 0) | (codes.abs() == 1)
     if not is_ternary.all():
         return (

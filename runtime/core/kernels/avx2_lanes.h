@@ -91,7 +91,6 @@ struct IntLanes {
   static IntLanes all(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
   static IntLanes zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
   IntLanes operator+(IntLanes b) const { return {_mm256_add_epi32(low, b.low), _mm256_add_epi32(high, b.high)}; }
-  IntLanes operator-(IntLanes b) const { return {_mm256_sub_epi32(low, b.low), _mm256_sub_epi32(high, b.high)}; }
   static IntLanes max(IntLanes a, IntLanes b) {
     return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};
   }

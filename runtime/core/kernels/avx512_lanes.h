@@ -6,6 +6,15 @@
 
 #include "kernels/layer_kernels.h"
 
+// Sanitizers do not see what inline assembly loads. gcc says it by a macro, older clangs by a feature.
+#if defined(__has_feature)
+#define MOTE_SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer))
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MOTE_SANITIZED 1
+#else
+#define MOTE_SANITIZED 0
+#endif
+
 namespace mote {
 namespace {
 
@@ -66,7 +75,6 @@ struct IntLanes {
   static IntLanes all(int32_t value) { return {_mm512_set1_epi32(value)}; }
   static IntLanes zero() { return {_mm512_setzero_si512()}; }
   IntLanes operator+(IntLanes b) const { return {_mm512_add_epi32(v, b.v)}; }
-  IntLanes operator-(IntLanes b) const { return {_mm512_sub_epi32(v, b.v)}; }
   static IntLanes max(IntLanes a, IntLanes b) { return {_mm512_max_epi32(a.v, b.v)}; }
   int32_t reduce_max() const { return _mm512_reduce_max_epi32(v); }
   int32_t reduce_add() const { return _mm512_reduce_add_epi32(v); }
@@ -104,7 +112,7 @@ struct Avx512 {
 
   /// sum + codes * the four inputs at q, which all rows share.
   static __m512i multiply_add(__m512i sum, __m512i codes, const int8_t* q) {
-#if defined(__SANITIZE_ADDRESS__)
+#if MOTE_SANITIZED
     int32_t bits;
     __builtin_memcpy(&bits, q, sizeof(bits));
     return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(bits));

@@ -246,6 +246,7 @@ struct LayerKernels {
 
   /// One matrix of any format.
   struct Bf16 {
+    static constexpr WeightFormat kFormat = WeightFormat::kBf16;
     static constexpr int kMaxTile = Isa::kFloatTileTokens;
     template <int T>
     static void values(const BlockShape& shape, const Block& block, const TokenTile& tile, Float (&out)[T]) {
@@ -254,6 +255,7 @@ struct LayerKernels {
   };
   template <class Format>
   struct Integer {
+    static constexpr WeightFormat kFormat = Format::kFormat;
     static constexpr int kMaxTile = Isa::kTileTokens;
     template <int T>
     static void values(const BlockShape& shape, const Block& block, const TokenTile& tile, Float (&out)[T]) {
@@ -299,8 +301,10 @@ struct LayerKernels {
     }
   }
 
-  template <class Matrix>
+  /// The kernels of a format, whose place in the table is its number.
+  template <size_t kPlace, class Matrix>
   static constexpr FormatKernels format_kernels() {
+    static_assert(Matrix::kFormat == static_cast<WeightFormat>(kPlace), "a format in another's place");
     static_assert(Matrix::kMaxTile <= static_cast<int>(kMaxTileTokens), "a TokenTile is too small for this ISA");
     return {Matrix::kMaxTile, &gate_up_block<Matrix>, &linear_block<Matrix>};
   }
@@ -310,8 +314,8 @@ struct LayerKernels {
             &interleave,
             &route,
             &combine,
-            {format_kernels<Integer<TwoBit>>(), format_kernels<Integer<OneSixBit>>(), format_kernels<Integer<Int4>>(),
-             format_kernels<Integer<Int8>>(), format_kernels<Bf16>()}};
+            {format_kernels<0, Integer<TwoBit>>(), format_kernels<1, Integer<OneSixBit>>(), format_kernels<2, Integer<Int4>>(),
+             format_kernels<3, Integer<Int8>>(), format_kernels<4, Bf16>()}};
   }
 };
 

@@ -30,7 +30,7 @@ struct FloatLanes {
   }
   static FloatLanes load_partial(const float* p, size_t n) {
     float padded[kLanes] = {};
-    for (size_t i = 0; i < n; ++i) padded[i] = p[i];
+    __builtin_memcpy(padded, p, n * sizeof(float));
     return load(padded);
   }
   static FloatLanes load_bf16(const uint8_t* p) {
@@ -53,7 +53,7 @@ struct FloatLanes {
   void store_partial(float* p, size_t n) const {
     float values[kLanes];
     store(values);
-    for (size_t i = 0; i < n; ++i) p[i] = values[i];
+    __builtin_memcpy(p, values, n * sizeof(float));
   }
 
   FloatLanes operator+(const FloatLanes& b) const {
@@ -107,9 +107,6 @@ struct IntLanes {
   static IntLanes zero() { return all(0); }
   IntLanes operator+(const IntLanes& b) const {
     return each([&](int i) { return vaddq_s32(v[i], b.v[i]); });
-  }
-  IntLanes operator-(const IntLanes& b) const {
-    return each([&](int i) { return vsubq_s32(v[i], b.v[i]); });
   }
   static IntLanes max(const IntLanes& a, const IntLanes& b) {
     return each([&](int i) { return vmaxq_s32(a.v[i], b.v[i]); });

@@ -103,9 +103,6 @@ struct IntLanes {
   IntLanes operator+(const IntLanes& b) const {
     return each([&](size_t i) { return lane[i] + b.lane[i]; });
   }
-  IntLanes operator-(const IntLanes& b) const {
-    return each([&](size_t i) { return lane[i] - b.lane[i]; });
-  }
   static IntLanes max(const IntLanes& a, const IntLanes& b) {
     return each([&](size_t i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
   }

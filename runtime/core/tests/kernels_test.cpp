@@ -21,17 +21,17 @@ const FormatKernels& kernels_of(const IsaEntry& isa, WeightFormat format) {
   return isa.kernels->formats[static_cast<size_t>(format)];
 }
 
-/// A row of the widest layer, all bytes and all activations alike.
+/// Rows of the widest layer, all bytes and all activations alike.
 struct WidestRow {
-  WidestRow(WeightFormat format, uint8_t byte, int8_t activation)
+  WidestRow(WeightFormat format, uint8_t byte, int8_t activation, size_t tokens)
       : num_lines(mote::num_lines(format, kMaxWidth)),
         lines(num_lines * kLineBytes, byte),
-        codes(num_lines * line_inputs(format), 0) {
-    std::fill_n(codes.begin(), kMaxWidth, activation);
-    tile.count = 1;
+        codes(num_lines * line_inputs(format) * tokens, 0) {
+    std::fill_n(codes.begin(), kMaxWidth * tokens, activation);
+    tile.count = tokens;
     tile.inputs = codes.data();
-    tile.d[0] = 1.0f;
-    tile.sum[0] = static_cast<int32_t>(kMaxWidth) * activation;
+    std::fill_n(tile.d, tokens, 1.0f);
+    std::fill_n(tile.sum, tokens, static_cast<int32_t>(kMaxWidth) * activation);
     for (size_t r = 0; r < kBlockRows; ++r) scales[r] = bf16_bits(1.0f);
   }
 
@@ -51,22 +51,40 @@ struct WidestRow {
   TokenTile tile{};
 };
 
+/// On every ISA, for so many tokens or as many as its tiles have.
+void expect_exact(WeightFormat format, uint8_t byte, int8_t activation, size_t tokens) {
+  for (const IsaEntry& isa : supported_isas()) {
+    const FormatKernels& kernels = kernels_of(isa, format);
+    const WidestRow row(format, byte, activation, std::min(tokens, kernels.tile_tokens));
+    const float expected = row.expected(format, activation);
+    std::vector<float> result(kBlockRows * row.tile.count);
+    kernels.linear_block({row.num_lines, row.num_lines}, {row.lines.data(), row.scales, 1.0f}, row.tile, result.data());
+    for (const float value : result) {
+      ASSERT_EQ(value, expected) << isa.name << " format " << static_cast<int>(format) << " byte " << int{byte}
+                                 << " activation " << int{activation} << " tokens " << row.tile.count;
+    }
+  }
+}
+
 TEST(Kernels, WidestDotProductDoesNotOverflow) {
   for (const WeightFormat format : kIntegerFormats) {
     for (const int byte : {0x00, 0x01, 0x55, 0x79, 0x7f, 0x80, 0x88, 0xaa, 0xf2, 0xf3, 0xff}) {
       for (const int activation : {-128, -127, 127}) {
         // Quantized activations are never -128, which int8 on AVX2 relies upon.
         if (format == WeightFormat::kInt8 && activation == -128) continue;
-        const WidestRow row(format, static_cast<uint8_t>(byte), static_cast<int8_t>(activation));
-        const float expected = row.expected(format, static_cast<int8_t>(activation));
-        for (const IsaEntry& isa : supported_isas()) {
-          float result[16];
-          kernels_of(isa, format)
-              .linear_block({row.num_lines, row.num_lines}, {row.lines.data(), row.scales, 1.0f}, row.tile, result);
-          for (const float value : result) {
-            ASSERT_EQ(value, expected) << isa.name << " format " << static_cast<int>(format) << " byte " << byte
-                                       << " activation " << activation;
-          }
+        expect_exact(format, static_cast<uint8_t>(byte), static_cast<int8_t>(activation), 1);
+      }
+    }
+  }
+}
+
+/// Other numbers of tokens take other ways through the products: pairs of tokens, planes that are multiplied where they stand.
+TEST(Kernels, WidestDotProductOfSeveralTokensDoesNotOverflow) {
+  for (const WeightFormat format : kIntegerFormats) {
+    for (const int byte : {0x00, 0xff}) {
+      for (const int activation : {-127, 127}) {
+        for (const size_t tokens : {size_t{5}, size_t{8}, kMaxTileTokens}) {
+          expect_exact(format, static_cast<uint8_t>(byte), static_cast<int8_t>(activation), tokens);
         }
       }
     }

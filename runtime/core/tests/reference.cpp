@@ -71,6 +71,7 @@ struct Matrix {
       for (size_t k = 0; k < cols; ++k) {
         values[n * cols + k] = value_in_line(format, block + k / inputs * 64, n % 16, k % inputs);
       }
+      if (format == "bf16" && cols % 2 != 0) beyond.push_back(value_in_line(format, block + cols / 2 * 64, n % 16, 1));
     }
   }
 
@@ -90,6 +91,7 @@ struct Matrix {
   std::string format;
   size_t rows, cols;
   std::vector<int> values;    // [rows, cols], see value_in_line
+  std::vector<int> beyond;    // [rows], the weight that fills up the last line of an odd row of bf16
   std::vector<float> scales;  // [rows], or [rows, groups]
   size_t group_inputs = 0;    // 0 for ternary matrices
 };
@@ -159,6 +161,10 @@ float bf16_row(const Matrix& matrix, size_t n, const std::vector<float>& v) {
   for (size_t k = 0; k < matrix.cols; ++k) {
     const float product = from_bf16(matrix.values[n * matrix.cols + k]) * v[k];
     s[k % 2] = s[k % 2] + product;
+  }
+  if (matrix.cols % 2 != 0) {
+    const float product = from_bf16(matrix.beyond[n]) * 0.0f;
+    s[1] = s[1] + product;
   }
   return s[0] + s[1];
 }
