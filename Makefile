@@ -75,8 +75,9 @@ test-cpp-arm: $(VENV)/.stamp  ## the core's tests for 64-bit ARM, under QEMU
 	  QEMU_CPU=$$cpu ctest --test-dir build/test-arm --parallel $$(nproc) --exclude-regex "$$skip" --output-on-failure || exit 1; \
 	done
 
+# Two processes, each with a file of tests at a time (exports are shared within a file); more would want more memory (3 GB each).
 test-python: build
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 demo: build  ## export the demo checkpoint and ask it questions in both runtimes
 	$(BIN)/python examples/digits_vqa/demo.py
