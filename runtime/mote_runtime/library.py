@@ -47,7 +47,7 @@ def _library_folders() -> list[Path]:
 
 
 def load_executorch_library() -> None:
-    """Registers `mote::ternary_moe.out` with the ExecuTorch of this process. Only the first call does something.
+    """Registers the operators of mote with the ExecuTorch of this process. Only the first call does something.
 
     Raises:
         BackendError: ExecuTorch or the plugin is not installed, or the plugin was built for another ExecuTorch.
