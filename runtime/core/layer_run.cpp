@@ -76,9 +76,7 @@ bool LayerRun::lay_out_scratch(const TernaryMoE& layer, size_t token_capacity, S
 
 bool LayerRun::plan_scratch(const TernaryMoE& layer, size_t num_tokens, ScratchLayout* plan) {
   if (!lay_out_scratch(layer, 1, plan)) return false;
-  const size_t most = std::max<size_t>(1, kScratchBudget / plan->total_bytes);
-  const size_t chunks = std::max<size_t>(1, ceil_div(num_tokens, most));
-  return lay_out_scratch(layer, std::max<size_t>(1, ceil_div(num_tokens, chunks)), plan);
+  return lay_out_scratch(layer, chunk_tokens(num_tokens, plan->total_bytes), plan);
 }
 
 LayerRun::LayerRun(const TernaryMoE& layer, const KernelTable& kernels, const ScratchLayout& plan, void* scratch,
@@ -130,26 +128,15 @@ bool LayerRun::run_chunk(const float* x, float* y, size_t num_tokens) {
   num_tokens_ = num_tokens;
 
   tokens_per_task_ = ceil_div(kValuesPerTask, hidden_size_);
-  if (!for_each<&LayerRun::prepare_task>(ceil_div(num_tokens_, tokens_per_task_))) return false;
+  if (!for_each<&LayerRun::prepare_task>(this, threads_, ceil_div(num_tokens_, tokens_per_task_))) return false;
 
   group_by_expert();
   cut_tiles();
   plan_tasks();
-  if (!for_each<&LayerRun::gather_x_task>(ceil_div(num_tiles_, x_tiles_per_task_))) return false;
-  if (!for_each<&LayerRun::gate_up_task>(first_gate_up_task_[num_ffns_])) return false;
-  if (!for_each<&LayerRun::quantize_h_task>(ceil_div(num_tiles_, h_tiles_per_task_))) return false;
-  return for_each<&LayerRun::down_task>(down_tasks_.count());
-}
-
-/// Runs Step(0 .. count-1) on the thread pool, or here if that is not worth a wake-up. False if the pool failed.
-template <void (LayerRun::*Step)(size_t)>
-bool LayerRun::for_each(size_t count) {
-  if (threads_.run == nullptr || count <= 1) {
-    for (size_t i = 0; i < count; ++i) (this->*Step)(i);
-    return true;
-  }
-  return threads_.run(
-      threads_.pool, [](void* self, size_t i) { (static_cast<LayerRun*>(self)->*Step)(i); }, count, this);
+  if (!for_each<&LayerRun::gather_x_task>(this, threads_, ceil_div(num_tiles_, x_tiles_per_task_))) return false;
+  if (!for_each<&LayerRun::gate_up_task>(this, threads_, first_gate_up_task_[num_ffns_])) return false;
+  if (!for_each<&LayerRun::quantize_h_task>(this, threads_, ceil_div(num_tiles_, h_tiles_per_task_))) return false;
+  return for_each<&LayerRun::down_task>(this, threads_, down_tasks_.count());
 }
 
 void LayerRun::prepare_task(size_t task) {

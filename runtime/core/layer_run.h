@@ -101,8 +101,6 @@ class LayerRun {
   float* results_of_block(size_t block) const;
 
   // Steps that run in parallel.
-  template <void (LayerRun::*Step)(size_t)>
-  [[nodiscard]] bool for_each(size_t count);
   void prepare_task(size_t task);
   void gather_x_task(size_t task);
   void gate_up_task(size_t task);

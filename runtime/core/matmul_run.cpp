@@ -20,9 +20,7 @@ bool MatMulRun::lay_out_scratch(const TernaryMatMul& layer, size_t token_capacit
 
 bool MatMulRun::plan_scratch(const TernaryMatMul& layer, size_t num_tokens, MatMulScratch* plan) {
   if (!lay_out_scratch(layer, 1, plan)) return false;
-  const size_t most = std::max<size_t>(1, kScratchBudget / plan->total_bytes);
-  const size_t chunks = std::max<size_t>(1, ceil_div(num_tokens, most));
-  return lay_out_scratch(layer, std::max<size_t>(1, ceil_div(num_tokens, chunks)), plan);
+  return lay_out_scratch(layer, chunk_tokens(num_tokens, plan->total_bytes), plan);
 }
 
 MatMulRun::MatMulRun(const TernaryMatMul& layer, const KernelTable& kernels, const MatMulScratch& plan, void* scratch,
@@ -56,19 +54,8 @@ bool MatMulRun::run_chunk(const float* x, float* y, size_t num_tokens) {
   num_tiles_ = ceil_div(num_tokens, format_.tile_tokens);
   tiles_per_task_ = ceil_div(num_tiles_, ceil_div(num_tokens * in_features_, kValuesPerTask));
   multiply_tasks_ = TaskCut(num_blocks(out_features_), shape_.num_lines * num_tiles_);
-  return for_each<&MatMulRun::quantize_task>(ceil_div(num_tiles_, tiles_per_task_)) &&
-         for_each<&MatMulRun::multiply_task>(multiply_tasks_.count());
-}
-
-/// Runs Step(0 .. count-1) on the thread pool, or here if that is not worth a wake-up. False if the pool failed.
-template <void (MatMulRun::*Step)(size_t)>
-bool MatMulRun::for_each(size_t count) {
-  if (threads_.run == nullptr || count <= 1) {
-    for (size_t i = 0; i < count; ++i) (this->*Step)(i);
-    return true;
-  }
-  return threads_.run(
-      threads_.pool, [](void* self, size_t i) { (static_cast<MatMulRun*>(self)->*Step)(i); }, count, this);
+  return for_each<&MatMulRun::quantize_task>(this, threads_, ceil_div(num_tiles_, tiles_per_task_)) &&
+         for_each<&MatMulRun::multiply_task>(this, threads_, multiply_tasks_.count());
 }
 
 /// Tiles of nearly equal size: the first `num_tokens % num_tiles` of them have one token more.

@@ -42,8 +42,6 @@ class MatMulRun {
   size_t tile_begin(size_t tile) const;
 
   // Steps that run in parallel.
-  template <void (MatMulRun::*Step)(size_t)>
-  [[nodiscard]] bool for_each(size_t count);
   void quantize_task(size_t task);
   void multiply_task(size_t task);
 

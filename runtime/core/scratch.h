@@ -1,9 +1,12 @@
-// Laying out an operator's scratch memory, and how much of it is worth its while. Internal to the core.
+// What the runs of all operators do alike: laying out scratch memory, cutting tokens into chunks that bound it, and giving a step to
+// the thread pool. Internal to the core.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "layout.h"
+#include "mote/runtime.h"
 
 namespace mote {
 
@@ -36,6 +39,24 @@ class Carver {
   size_t bytes_ = 0;
   bool fits_ = true;
 };
+
+/// Tokens of a chunk, all of nearly equal size, where one token needs `token_bytes`.
+inline size_t chunk_tokens(size_t num_tokens, size_t token_bytes) {
+  const size_t most = std::max<size_t>(1, kScratchBudget / token_bytes);
+  const size_t chunks = std::max<size_t>(1, ceil_div(num_tokens, most));
+  return std::max<size_t>(1, ceil_div(num_tokens, chunks));
+}
+
+/// Calls Step, a member of Run, for 0 to count - 1 on the thread pool, or here if that is not worth a wake-up. False if the pool
+/// failed.
+template <auto Step, class Run>
+[[nodiscard]] bool for_each(Run* run, const ThreadPool& threads, size_t count) {
+  if (threads.run == nullptr || count <= 1) {
+    for (size_t i = 0; i < count; ++i) (run->*Step)(i);
+    return true;
+  }
+  return threads.run(threads.pool, [](void* self, size_t i) { (static_cast<Run*>(self)->*Step)(i); }, count, run);
+}
 
 /// The buffer at an offset that a Carver gave.
 template <class T>
