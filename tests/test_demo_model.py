@@ -15,7 +15,6 @@ from evaluate import DEFAULT_QUESTIONS, MAX_NEW_TOKENS, Preprocessor, Question, 
 
 from mote_export.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from mote_export.defaults import DEFAULT_RTOL  # noqa: E402
-from mote_export.exporter import export  # noqa: E402
 from mote_export.passes import apply_passes, pack_ternary_experts  # noqa: E402
 from mote_export.verify import tie_margin  # noqa: E402
 from mote_runtime import Pipeline, load  # noqa: E402
@@ -42,10 +41,8 @@ def questions() -> list[Question]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("demo") / "out"
-    export(EXAMPLE / "model.pt", output, ["onnx", "executorch"])
-    return output
+def folder(demo_export: Path) -> Path:
+    return demo_export
 
 
 @pytest.fixture(scope="module")
