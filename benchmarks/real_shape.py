@@ -49,8 +49,8 @@ def run(folder: Path, runtime: str) -> str:
     start = time.perf_counter()
     with load(folder, runtime=runtime, threads=2) as pipeline:
         loaded = time.perf_counter() - start
-        pipeline.answer(PROMPT, picture, max_new_tokens=4)  # warm-up
-        timings = pipeline.answer(PROMPT, picture, max_new_tokens=NEW_TOKENS).timings
+        pipeline.answer(picture, PROMPT, max_new_tokens=4)  # warm-up
+        timings = pipeline.answer(picture, PROMPT, max_new_tokens=NEW_TOKENS).timings
     return (
         f"| {runtime} | {loaded:.1f} | {timings['prompt_tokens']} | {timings['prefill_token_per_sec']:.0f} "
         f"| {timings['generated_tokens']} | {timings['decode_token_per_sec']:.1f} |"

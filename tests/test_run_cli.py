@@ -40,7 +40,7 @@ def test_answers_on_stdout_and_nothing_else(folder: Path, picture: Path) -> None
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     with mote_runtime.load(folder) as pipeline:
-        assert out == pipeline.answer("hi", picture, max_new_tokens=5).text + "\n"
+        assert out == pipeline.answer(picture, "hi", max_new_tokens=5).text + "\n"
 
 
 def test_json_is_one_object(folder: Path, picture: Path, capfd: pytest.CaptureFixture[str]) -> None:

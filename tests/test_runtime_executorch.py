@@ -111,7 +111,7 @@ def test_long_prompts_images_and_steps(
 
 
 def test_each_answer_starts_anew(pipeline: mote_runtime.Pipeline) -> None:
-    answers = [pipeline.answer("hi", PICTURE, max_new_tokens=6).token_ids for _ in range(2)]
+    answers = [pipeline.answer(PICTURE, "hi", max_new_tokens=6).token_ids for _ in range(2)]
     assert answers[0] == answers[1]
 
 

@@ -96,17 +96,17 @@ def test_an_image_changes_the_answer_and_its_place_matters(pipeline: Pipeline) -
 
 def test_streamed_pieces_are_the_answer(pipeline: Pipeline) -> None:
     settings: dict[str, Any] = {"max_new_tokens": 30, "temperature": 1.5, "seed": 4}
-    generation = pipeline.generate("hi", PICTURE, **settings)
+    generation = pipeline.generate(PICTURE, "hi", **settings)
     first = next(generation)
     pieces = [first, *generation]
     answer = generation.answer()
-    assert "".join(pieces) == answer.text == pipeline.answer("hi", [PICTURE], **settings).text
+    assert "".join(pieces) == answer.text == pipeline.answer([PICTURE], "hi", **settings).text
     assert answer.text == pipeline.tokenizer.decode(answer.token_ids)
 
 
 def test_answers_end_where_they_must(pipeline: Pipeline) -> None:
-    answers = [pipeline.answer("hi", max_new_tokens=60, temperature=3.0, seed=seed) for seed in SEEDS]
-    answers.append(pipeline.answer("x" * 60, max_new_tokens=60))
+    answers = [pipeline.answer(None, "hi", max_new_tokens=60, temperature=3.0, seed=seed) for seed in SEEDS]
+    answers.append(pipeline.answer(None, "x" * 60, max_new_tokens=60))
     reasons = {answer.finish_reason for answer in answers}
     assert reasons == {"stop", "length", "context"}
     for answer in answers:
@@ -120,7 +120,7 @@ def test_answers_end_where_they_must(pipeline: Pipeline) -> None:
 
 
 def test_timings_are_in_order_under_the_names_of_executorch(pipeline: Pipeline) -> None:
-    timings = pipeline.answer("hi", PICTURE, max_new_tokens=5).timings
+    timings = pipeline.answer(PICTURE, "hi", max_new_tokens=5).timings
     marks = (
         "model_load_start model_load_end inference_start token_encode_end image_encode_end prompt_eval_end first_token"
     )
@@ -146,9 +146,9 @@ def test_the_number_of_threads_changes_no_bit_of_the_experts(folder: Path, pipel
 
 def test_prompts_that_do_not_fit(pipeline: Pipeline) -> None:
     with pytest.raises(MoteError, match=r"prompt is 219 tokens long, but the model's context holds 96"):
-        pipeline.generate("x" * 200)
+        pipeline.generate(None, "x" * 200)
     with pytest.raises(MoteError, match=r"225 tokens long \(4 of them for images\)"):
-        pipeline.generate("x" * 200, PICTURE)
+        pipeline.generate(PICTURE, "x" * 200)
     with pytest.raises(MoteError, match="97 tokens do not fit the context of 96"):
         pipeline.step_logits([1] * 90, [1] * 7)
     with pytest.raises(MoteError, match="the prompt has no tokens"):
@@ -160,32 +160,32 @@ def test_prompts_that_do_not_fit(pipeline: Pipeline) -> None:
     with pytest.raises(MoteError, match="an image token, which belongs into the prompt only"):
         pipeline.step_logits([1], [tiny.IMAGE_PAD])
     with pytest.raises(MoteError, match="max_new_tokens is 0"):
-        pipeline.generate("hi", max_new_tokens=0)
+        pipeline.generate(None, "hi", max_new_tokens=0)
     with pytest.raises(ImageError, match=r"shape \[1, 3, 4, 4\]; expected \[n, 3, 8, 8\]"):
         pipeline.generate_ids([tiny.IMAGE_PAD] * 4, np.zeros((1, 3, 4, 4), np.float32))
 
 
 def test_text_only_model(tmp_path: Path) -> None:
     with mote_runtime.load(tiny.write_export(tmp_path, text_only=True)) as pipeline:
-        assert pipeline.answer("hi", max_new_tokens=3).finish_reason
+        assert pipeline.answer(None, "hi", max_new_tokens=3).finish_reason
         with pytest.raises(ImageError, match="'tiny' is text only; leave the image out"):
-            pipeline.generate("hi", PICTURE)
+            pipeline.generate(PICTURE, "hi")
 
 
 def test_a_generation_ends_when_another_begins(pipeline: Pipeline) -> None:
-    first = pipeline.generate("hi", max_new_tokens=9)
+    first = pipeline.generate(None, "hi", max_new_tokens=9)
     next(first)
-    pipeline.generate("ho")
+    pipeline.generate(None, "ho")
     with pytest.raises(MoteError, match="ended by a newer one"):
         first.answer()
 
 
 def test_closing_twice_and_use_after_closing(folder: Path) -> None:
     pipeline = mote_runtime.load(folder)
-    generation = pipeline.generate("hi")
+    generation = pipeline.generate(None, "hi")
     pipeline.close()
     pipeline.close()
-    for use in (lambda: next(generation), lambda: pipeline.generate("hi"), lambda: pipeline.step_logits([1])):
+    for use in (lambda: next(generation), lambda: pipeline.generate(None, "hi"), lambda: pipeline.step_logits([1])):
         with pytest.raises(MoteError, match="pipeline is closed"):
             use()
 

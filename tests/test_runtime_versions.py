@@ -26,7 +26,7 @@ import mote_runtime
 folder, results, forced = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 with mote_runtime.load(folder, threads=1) as pipeline:
     logits = pipeline.step_logits(pipeline.tokenizer.encode_prompt("hi"), forced)
-    generation = pipeline.generate("hi", np.load(results + "/picture.npy"), max_new_tokens=20)
+    generation = pipeline.generate(np.load(results + "/picture.npy"), "hi", max_new_tokens=20)
     text = "".join(generation)
 np.save(results + "/logits.npy", logits)
 print(json.dumps({"version": onnxruntime.__version__, "text": text, "ids": generation.answer().token_ids}))
@@ -44,7 +44,7 @@ def test_answers_are_the_same_in_every_version(version: str, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     with mote_runtime.load(folder, threads=1) as pipeline:
         logits = pipeline.step_logits(pipeline.tokenizer.encode_prompt("hi"), FORCED)
-        answer = pipeline.answer("hi", PICTURE, max_new_tokens=20)
+        answer = pipeline.answer(PICTURE, "hi", max_new_tokens=20)
     found = json.loads(done.stdout)
     assert found == {"version": version, "text": answer.text, "ids": list(answer.token_ids)}
     assert np.abs(np.load(tmp_path / "logits.npy") - logits).max() < 1e-5

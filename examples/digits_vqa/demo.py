@@ -64,7 +64,7 @@ def ask_torch(model_path: Path, asked: list[Asked]) -> None:
 def ask_runtime(folder: Path, runtime: str, asked: list[Asked]) -> None:
     with load(folder, runtime=runtime) as pipeline:
         for entry in asked:
-            entry.replies[runtime] = pipeline.answer(entry.question, entry.picture, max_new_tokens=MAX_NEW_TOKENS).text
+            entry.replies[runtime] = pipeline.answer(entry.picture, entry.question, max_new_tokens=MAX_NEW_TOKENS).text
 
 
 def draw(asked: list[Asked], path: Path) -> None:

@@ -1,7 +1,7 @@
 """Runs models that mote-export wrote, in ONNX Runtime (without torch) or ExecuTorch.
 
 >>> with mote_runtime.load("exported") as pipeline:
-...     for piece in pipeline.generate("What is shown?", image="photo.png"):
+...     for piece in pipeline.generate("photo.png", "What is shown?"):
 ...         print(piece, end="", flush=True)
 """
 

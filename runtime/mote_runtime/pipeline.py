@@ -98,8 +98,8 @@ class Pipeline:
 
     def generate(
         self,
+        image: ImageSource | Sequence[ImageSource] | None,
         prompt: str,
-        image: ImageSource | Sequence[ImageSource] | None = None,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -107,6 +107,7 @@ class Pipeline:
     ) -> Generation:
         """An iterator over the answer's text, piece by piece, whose `answer()` gives the rest and the timings.
 
+        `image` is a picture (a path, the bytes of a file, a PIL image, or uint8 [height, width, 3]), several, or None for text only.
         The prompt is checked and the images are read before it returns; the model first runs for the first piece.
         Raises MoteError: a prompt longer than the context, an unreadable image, an image for a text-only model.
         """
@@ -120,15 +121,15 @@ class Pipeline:
 
     def answer(
         self,
+        image: ImageSource | Sequence[ImageSource] | None,
         prompt: str,
-        image: ImageSource | Sequence[ImageSource] | None = None,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
     ) -> Answer:
         """The whole answer at once; arguments and errors as for `generate`."""
-        return self.generate(prompt, image, max_new_tokens, temperature, top_p, seed).answer()
+        return self.generate(image, prompt, max_new_tokens, temperature, top_p, seed).answer()
 
     def generate_ids(
         self,

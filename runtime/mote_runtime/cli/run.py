@@ -118,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, stdout: TextIO) -> None:
     with load(arguments.folder, arguments.runtime, arguments.threads, not arguments.no_verify) as pipeline:
         generation = pipeline.generate(
-            arguments.prompt,
             arguments.image,
+            arguments.prompt,
             arguments.max_new_tokens,
             arguments.temperature,
             arguments.top_p,
