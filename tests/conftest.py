@@ -1,4 +1,4 @@
-"""Shared set-up: warnings of libraries that no user can act on, paths of the helpers beside the tests, and the demo model's export."""
+"""Shared set-up: warnings that no user can act on, paths of the helpers beside the tests, and the demo model's export."""
 
 import os
 import sys

@@ -1,6 +1,7 @@
 """Defaults of an export, apart from the code that needs torch, so that `mote-export --help` does not."""
 
 DEFAULT_OPSET = 21
+OPSETS = range(18, 24)  # ONNX operator sets that exports were tested with
 DEFAULT_RTOL = 0.02  # of mote_export.verify.relative_difference
 DEFAULT_CONTEXT = 4096  # positions in the KV cache, where the model allows more
 DEFAULT_PACKING = "2bit"  # of the ternary experts

@@ -1,8 +1,9 @@
 """The whole of an export in one function: load, rewrite, export, lower, verify, describe, and only then put in place."""
 
+import copy
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -35,7 +36,7 @@ class ExportResult:
 
 
 def export(
-    source: Path,
+    source: Path | Checkpoint,
     output: Path,
     targets: Sequence[str],
     *,
@@ -49,7 +50,7 @@ def export(
     """Exports a checkpoint to one or more targets; `output` appears complete and verified, or not at all.
 
     Args:
-        source: model.pt or a folder of save_pretrained.
+        source: model.pt, a folder of save_pretrained, or a checkpoint in memory, whose model stays as it is.
         output: the folder itself for one target; with several, each gets a subfolder of its name. Must be absent or empty.
         context_length: positions in the KV cache; default: the model's own limit, at most 4096.
         rtol: see `verify.relative_difference`.
@@ -62,13 +63,14 @@ def export(
     chosen = [TARGETS[name] for name in targets]
     check_output(output)
     check_requirements(chosen)
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_checkpoint(source) if isinstance(source, Path) else _copy(source)
     settings = ExportSettings(choose_context(checkpoint, context_length), opset)
     pack = pack or PackOptions()
     # Refuse an unusable tokenizer or image processor before the long work.
     check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack)
     apply_passes(checkpoint.model.get_decoder(), (pack_ternary_experts(pack), pack_ternary_linear(pack.packing)))
-    job = _Job(checkpoint, settings, pack, Source.of(source), rtol, (*default_samples(), *samples) if verify else ())
+    origin = Source.of(source) if isinstance(source, Path) else Source(source.name, None)
+    job = _Job(checkpoint, settings, pack, origin, rtol, (*default_samples(), *samples) if verify else ())
     steps = tqdm(total=len(chosen) * (1 + verify), desc="mote-export", unit="step", disable=None)
     with steps, atomic_folder(output) as temporary:
         folders = {target.name: temporary / target.name if len(chosen) > 1 else temporary for target in chosen}
@@ -78,6 +80,11 @@ def export(
         ExportResult(result.target, final[result.target], result.files, result.memory, result.verification)
         for result in results
     ]
+
+
+def _copy(checkpoint: Checkpoint) -> Checkpoint:
+    """In float32 and eval mode, as checkpoints are loaded; the passes work in place."""
+    return replace(checkpoint, model=copy.deepcopy(checkpoint.model).float().eval())
 
 
 class _Job:

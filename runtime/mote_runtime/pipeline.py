@@ -107,7 +107,7 @@ class Pipeline:
     ) -> Generation:
         """An iterator over the answer's text, piece by piece, whose `answer()` gives the rest and the timings.
 
-        `image` is a picture (a path, the bytes of a file, a PIL image, or uint8 [height, width, 3]), several, or None for text only.
+        `image` is a picture (a path, the bytes of a file, a PIL image, or uint8 [height, width, 3]), several, or None.
         The prompt is checked and the images are read before it returns; the model first runs for the first piece.
         Raises MoteError: a prompt longer than the context, an unreadable image, an image for a text-only model.
         """

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mote_export.checkpoint import folder, pt
-from mote_export.checkpoint.base import Checkpoint, CheckpointError, CheckpointFormat
+from mote_export.checkpoint.base import Checkpoint, CheckpointError, CheckpointFormat, check_files
 from mote_export.checkpoint.folder import save_folder
 from mote_export.checkpoint.pt import load_model_pt, save_model_pt
 
@@ -13,6 +13,7 @@ __all__ = [
     "FORMATS",
     "Checkpoint",
     "CheckpointError",
+    "check_files",
     "load_checkpoint",
     "load_model_pt",
     "save_folder",

@@ -22,6 +22,7 @@ from mote_export.defaults import (
     DEFAULT_RTOL,
     DEFAULT_SHARED_EXPERT,
     DEFAULT_SHARED_GROUP_SIZE,
+    OPSETS,
 )
 from mote_runtime.manifest import GROUPED_SHARED_EXPERT, PACKINGS, SHARED_EXPERTS, SHARED_GROUP_SIZES
 
@@ -152,8 +153,8 @@ def _parser() -> argparse.ArgumentParser:
         "--opset",
         type=int,
         default=DEFAULT_OPSET,
-        choices=range(18, 24),
-        metavar="18..23",
+        choices=OPSETS,
+        metavar=f"{OPSETS[0]}..{OPSETS[-1]}",
         help="ONNX operator set (default: %(default)s)",
     )
     _add_weight_options(parser)

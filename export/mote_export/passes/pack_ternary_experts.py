@@ -24,7 +24,8 @@ from mote_export.packing import (
     pack_scales,
 )
 from mote_export.passes.base import ModulePass
-from mote_runtime.manifest import GROUPED_SHARED_EXPERT
+from mote_runtime.errors import MoteError
+from mote_runtime.manifest import GROUPED_SHARED_EXPERT, SHARED_EXPERTS, SHARED_GROUP_SIZES
 
 OUTSIDE = "float32"  # the shared expert as it is, in stock linear layers
 SHARED_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -38,11 +39,23 @@ class PackOptions:
         packing: of the ternary experts, a key of `PACKINGS`.
         shared_expert: `float32` for stock linear layers outside of the operator, or a key of `SHARED_FORMATS`.
         group_size: inputs that share a scale in `int4`; other formats have none.
+
+    Raises:
+        MoteError: a value that is not among those.
     """
 
     packing: str = DEFAULT_PACKING
     shared_expert: str = DEFAULT_SHARED_EXPERT
     group_size: int = DEFAULT_SHARED_GROUP_SIZE
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("packing", self.packing, tuple(PACKINGS)),
+            ("shared_expert", self.shared_expert, SHARED_EXPERTS),
+            ("shared_group_size", self.group_size, SHARED_GROUP_SIZES),
+        ):
+            if value not in known:
+                raise MoteError(f"{name} is {value!r}, expected {', '.join(map(repr, known))}.")
 
     @property
     def has_shared_inside(self) -> bool:

@@ -1,0 +1,107 @@
+"""`mote_export.export`: what `mote-export` does, as one function for scripts and notebooks."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import ProcessorMixin
+
+from mote_export import exporter
+from mote_export.checkpoint import Checkpoint, check_files
+from mote_export.checkpoint.base import COMPANION_FILES
+from mote_export.defaults import (
+    DEFAULT_OPSET,
+    DEFAULT_PACKING,
+    DEFAULT_RTOL,
+    DEFAULT_SHARED_EXPERT,
+    DEFAULT_SHARED_GROUP_SIZE,
+    OPSETS,
+)
+from mote_export.exporter import ExportResult
+from mote_export.model import MoteForConditionalGeneration
+from mote_export.passes import PackOptions
+from mote_export.targets import TARGETS
+from mote_export.verify import Sample
+from mote_runtime.errors import MoteError
+
+ALL = "all"
+
+
+def export(
+    model: str | os.PathLike[str] | MoteForConditionalGeneration,
+    output: str | os.PathLike[str],
+    *,
+    target: Literal["onnx", "executorch", "all"] = "all",
+    processor: ProcessorMixin | None = None,
+    context_length: int | None = None,
+    packing: str = DEFAULT_PACKING,
+    shared_expert: str = DEFAULT_SHARED_EXPERT,
+    shared_group_size: int = DEFAULT_SHARED_GROUP_SIZE,
+    opset: int = DEFAULT_OPSET,
+    verify: bool = True,
+    rtol: float = DEFAULT_RTOL,
+    samples: Sequence[Sample] = (),
+) -> list[ExportResult]:
+    """Exports a MoTE model; the folder appears complete and verified, or not at all.
+
+    Args:
+        model: model.pt, a folder of save_pretrained, or a model in memory, which stays as it is.
+        output: an absent or empty folder. It gets the subfolders onnx/ and executorch/ with target "all", and is the export itself
+            with a single target.
+        processor: of a model in memory: the transformers processor (image processor and tokenizer) that belongs to it.
+        context_length: positions in the KV cache; default: the model's own limit, at most 4096.
+        packing: of the ternary experts, "2bit" or "1.6bit".
+        shared_expert: how the shared expert is stored, "float32", "bf16", "int8" or "int4".
+        shared_group_size: weights that share a scale, 32, 64 or 128, for "int4".
+        opset: ONNX operator set, 18 to 23.
+        verify: run the export and compare it with torch.
+        rtol: see `mote_export.verify.relative_difference`.
+        samples: questions to compare on, beside three built-in ones.
+
+    Returns:
+        One result for each target: its folder, the sizes of its files, the memory of its experts and what verification found.
+
+    Raises:
+        MoteError: one sentence; nothing was written.
+    """
+    if target != ALL and target not in TARGETS:
+        raise MoteError(f"target is {target!r}, expected {', '.join(map(repr, TARGETS))} or {ALL!r}.")
+    if opset not in OPSETS:
+        raise MoteError(f"opset is {opset}, expected {OPSETS[0]} to {OPSETS[-1]}.")
+    if isinstance(model, MoteForConditionalGeneration):
+        source: Path | Checkpoint = _checkpoint(model, processor)
+    elif isinstance(model, torch.nn.Module):
+        raise MoteError(
+            f"the model is a {type(model).__name__}, expected a MoteForConditionalGeneration: see mote_export.model.upcycle."
+        )
+    elif processor is not None:
+        raise MoteError(f"a processor was given beside {os.fspath(model)}, which brings its own: leave it out.")
+    else:
+        source = Path(model)
+    return exporter.export(
+        source,
+        Path(output),
+        tuple(TARGETS) if target == ALL else (target,),
+        context_length=context_length,
+        opset=opset,
+        rtol=rtol,
+        verify=verify,
+        samples=samples,
+        pack=PackOptions(packing, shared_expert, shared_group_size),
+    )
+
+
+def _checkpoint(model: MoteForConditionalGeneration, processor: ProcessorMixin | None) -> Checkpoint:
+    if processor is None:
+        raise MoteError(
+            "a model in memory needs its processor as well: pass processor=AutoProcessor.from_pretrained(...)."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        found = (Path(folder) / name for name in COMPANION_FILES)
+        files = {path.name: path.read_text(encoding="utf-8") for path in found if path.is_file()}
+    name = Path(model.config.name_or_path).name or "model"
+    return Checkpoint(name, model, check_files(Path(name), files))
