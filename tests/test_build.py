@@ -24,6 +24,7 @@ ABI_FOLDER = ROOT / "runtime" / "onnxruntime"
 HEADER_PACKAGE = "com.github.asus4.onnxruntime@0.4.9"
 HEADER_ARCHIVE = "package/Plugins/Android/onnxruntime.aar"
 HEADER = "onnxruntime_c_api.h"
+TRACE_FUNCTIONS = {"mote_trace_start", "mote_trace_stop", "mote_trace_read", "mote_trace_phase_name"}
 
 
 def readelf(option: str, library: Path) -> str:
@@ -35,8 +36,8 @@ def readelf(option: str, library: Path) -> str:
 @pytest.mark.parametrize(
     ("runtime", "needed", "exported"),
     [
-        ("onnxruntime", set(), {"RegisterCustomOps"}),
-        ("executorch", {"libexecutorch.so", "libexecutorch_threadpool.so"}, set()),
+        ("onnxruntime", set(), {"RegisterCustomOps", *TRACE_FUNCTIONS}),
+        ("executorch", {"libexecutorch.so", "libexecutorch_threadpool.so"}, TRACE_FUNCTIONS),
     ],
 )
 def test_a_library_stands_alone(runtime: str, needed: set[str], exported: set[str]) -> None:

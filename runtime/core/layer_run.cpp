@@ -85,6 +85,7 @@ LayerRun::LayerRun(const TernaryMoE& layer, const KernelTable& kernels, const Sc
       kernels_(kernels),
       plan_(plan),
       threads_(threads),
+      trace_(layer.gate_up_packed_),
       hidden_size_(static_cast<size_t>(layer.hidden_size_)),
       intermediate_size_(static_cast<size_t>(layer.intermediate_size_)),
       num_experts_(static_cast<size_t>(layer.num_experts_)),
@@ -115,6 +116,7 @@ LayerRun::LayerRun(const TernaryMoE& layer, const KernelTable& kernels, const Sc
       results_(at<float>(scratch, plan.results)) {}
 
 bool LayerRun::run(const float* x, float* y, size_t num_tokens) {
+  const Span span(trace_, Phase::kLayer, kNoExpert, num_tokens);
   for (size_t done = 0; done < num_tokens; done += plan_.token_capacity) {
     const size_t count = std::min(plan_.token_capacity, num_tokens - done);
     if (!run_chunk(x + done * hidden_size_, y + done * hidden_size_, count)) return false;
@@ -133,6 +135,7 @@ bool LayerRun::run_chunk(const float* x, float* y, size_t num_tokens) {
   group_by_expert();
   cut_tiles();
   plan_tasks();
+  trace_router_load();
   if (!for_each<&LayerRun::gather_x_task>(this, threads_, ceil_div(num_tiles_, x_tiles_per_task_))) return false;
   if (!for_each<&LayerRun::gate_up_task>(this, threads_, first_gate_up_task_[num_ffns_])) return false;
   if (!for_each<&LayerRun::quantize_h_task>(this, threads_, ceil_div(num_tiles_, h_tiles_per_task_))) return false;
@@ -140,12 +143,19 @@ bool LayerRun::run_chunk(const float* x, float* y, size_t num_tokens) {
 }
 
 void LayerRun::prepare_task(size_t task) {
-  const size_t end = std::min(num_tokens_, (task + 1) * tokens_per_task_);
+  const size_t begin = task * tokens_per_task_;
+  const size_t end = std::min(num_tokens_, begin + tokens_per_task_);
   const MatrixShape& shape = shared_.gate_up;
-  for (size_t token = task * tokens_per_task_; token < end; ++token) {
-    int32_t* group_sums = shape.num_groups == 0 ? nullptr : x_group_sums_ + token * shape.num_groups;
-    x_rows_[token] = kernels_.quantize_row(x_ + token * hidden_size_, hidden_size_, shape.group_inputs,
-                                           x_codes_ + token * code_row_size(hidden_size_), group_sums);
+  {
+    const Span span(trace_, Phase::kQuantize, kNoExpert, end - begin);
+    for (size_t token = begin; token < end; ++token) {
+      int32_t* group_sums = shape.num_groups == 0 ? nullptr : x_group_sums_ + token * shape.num_groups;
+      x_rows_[token] = kernels_.quantize_row(x_ + token * hidden_size_, hidden_size_, shape.group_inputs,
+                                             x_codes_ + token * code_row_size(hidden_size_), group_sums);
+    }
+  }
+  const Span span(trace_, Phase::kRouter, kNoExpert, end - begin, num_experts_ * hidden_size_ * sizeof(float));
+  for (size_t token = begin; token < end; ++token) {
     if (x_rows_[token].finite) route_token(token);
   }
 }
@@ -242,6 +252,45 @@ void LayerRun::plan_tasks() {
   down_tasks_ = TaskCut(hidden_blocks_, std::max<size_t>(1, lines_of_down_block));
 }
 
+/// Calls work(tile) for each of these tiles, in a span for those of one expert.
+template <class Work>
+void LayerRun::for_tiles_of_each_expert(Phase phase, const Range& tiles, Work work) const {
+  for (size_t begin = tiles.begin; begin < tiles.end;) {
+    const size_t ffn = tiles_[begin].ffn;
+    const size_t end = std::min(tiles.end, first_tile_[ffn + 1]);
+    const Span span(trace_, phase, traced_expert(ffn), traced_tokens(begin, end));
+    for (size_t i = begin; i < end; ++i) work(tiles_[i]);
+    begin = end;
+  }
+}
+
+/// Tokens of consecutive tiles of one expert.
+size_t LayerRun::traced_tokens(size_t first_tile, size_t end_tile) const {
+  const Tile& last = tiles_[end_tile - 1];
+  return last.first_slot + last.count - tiles_[first_tile].first_slot;
+}
+
+void LayerRun::trace_router_load() const {
+  if (!trace_.is_on()) return;
+  const uint64_t now = TraceCall::now_ns();
+  for (size_t e = 0; e < num_experts_; ++e) {
+    const size_t tokens = first_slot_[e + 1] - first_slot_[e];
+    if (tokens > 0) trace_.record(Phase::kTokens, static_cast<uint16_t>(e), tokens, 0, now, now);
+  }
+}
+
+/// Bytes of weights and scales in some blocks of so many matrices of an expert. Several tiles read them again, but from the cache.
+size_t LayerRun::stored_bytes(size_t ffn, const MatrixShape& shape, size_t matrices, const Range& blocks) const {
+  size_t block_bytes = shape.block.num_lines * kLineBytes;
+  if (is_shared(ffn)) {
+    if (!shared_.is_float()) block_bytes += std::max<size_t>(1, shape.num_groups) * kBlockRows * sizeof(uint16_t);
+    return matrices * (blocks.end - blocks.begin) * block_bytes;
+  }
+  // A ternary matrix has one scale, which goes to the first block.
+  const size_t scale_bytes = blocks.begin == 0 ? sizeof(float) : 0;
+  return matrices * ((blocks.end - blocks.begin) * block_bytes + scale_bytes);
+}
+
 /// Where the row of a slot begins in a buffer of rows of the routed experts and, behind them, of the shared one.
 size_t LayerRun::row_offset(size_t slot, size_t routed_bytes, size_t shared_bytes) const {
   if (slot < num_routed_slots_) return slot * routed_bytes;
@@ -264,9 +313,8 @@ void LayerRun::gather(const Tile& tile, const MatrixShape& shape, const void* co
 }
 
 void LayerRun::gather_x_task(size_t task) {
-  const size_t end = std::min(num_tiles_, (task + 1) * x_tiles_per_task_);
-  for (size_t i = task * x_tiles_per_task_; i < end; ++i) {
-    const Tile& tile = tiles_[i];
+  const Range tiles = {task * x_tiles_per_task_, std::min(num_tiles_, (task + 1) * x_tiles_per_task_)};
+  for_tiles_of_each_expert(Phase::kGather, tiles, [this](const Tile& tile) {
     const FfnShape& ffn = shape_of(tile.ffn);
     const void* rows[kMaxTileTokens];
     const int32_t* sums[kMaxTileTokens];
@@ -278,36 +326,37 @@ void LayerRun::gather_x_task(size_t task) {
     }
     gather(tile, ffn.gate_up, rows, sums,
            x_tiles_ + row_offset(tile.first_slot, routed_.gate_up.row_bytes, shared_.gate_up.row_bytes), x_tile_sums_);
-  }
+  });
+}
+
+void LayerRun::quantize_h_task(size_t task) {
+  const Range tiles = {task * h_tiles_per_task_, std::min(num_tiles_, (task + 1) * h_tiles_per_task_)};
+  for_tiles_of_each_expert(Phase::kQuantizeHidden, tiles, [this](const Tile& tile) { quantize_h(tile); });
 }
 
 /// Quantizes h, or only looks whether it is finite where the expert computes in float, and interleaves it.
-void LayerRun::quantize_h_task(size_t task) {
-  const size_t end = std::min(num_tiles_, (task + 1) * h_tiles_per_task_);
-  for (size_t i = task * h_tiles_per_task_; i < end; ++i) {
-    const Tile& tile = tiles_[i];
-    const FfnShape& ffn = shape_of(tile.ffn);
-    const void* rows[kMaxTileTokens];
-    const int32_t* sums[kMaxTileTokens];
-    for (size_t t = 0; t < tile.count; ++t) {
-      const size_t slot = tile.first_slot + t;
-      float* h = h_ + slot * h_stride_;
-      int8_t* codes = h_codes_ + slot * code_row_size(intermediate_size_);
-      sums[t] = nullptr;
-      int32_t* group_sums = nullptr;
-      if (ffn.down.num_groups != 0) {
-        sums[t] = group_sums = h_group_sums_ + (slot - num_routed_slots_) * ffn.down.num_groups;
-      }
-      h_rows_[slot] = kernels_.quantize_row(h, intermediate_size_, ffn.down.group_inputs, codes, group_sums);
-      rows[t] = codes;
-      if (!ffn.is_float()) continue;
-      // One NaN makes all outputs of the token NaN, which is what an h that is not finite gives in every format.
-      if (!h_rows_[slot].finite) std::memcpy(h, &kCanonicalNan, sizeof(float));
-      rows[t] = h;
+void LayerRun::quantize_h(const Tile& tile) {
+  const FfnShape& ffn = shape_of(tile.ffn);
+  const void* rows[kMaxTileTokens];
+  const int32_t* sums[kMaxTileTokens];
+  for (size_t t = 0; t < tile.count; ++t) {
+    const size_t slot = tile.first_slot + t;
+    float* h = h_ + slot * h_stride_;
+    int8_t* codes = h_codes_ + slot * code_row_size(intermediate_size_);
+    sums[t] = nullptr;
+    int32_t* group_sums = nullptr;
+    if (ffn.down.num_groups != 0) {
+      sums[t] = group_sums = h_group_sums_ + (slot - num_routed_slots_) * ffn.down.num_groups;
     }
-    gather(tile, ffn.down, rows, sums,
-           h_tiles_ + row_offset(tile.first_slot, routed_.down.row_bytes, shared_.down.row_bytes), h_tile_sums_);
+    h_rows_[slot] = kernels_.quantize_row(h, intermediate_size_, ffn.down.group_inputs, codes, group_sums);
+    rows[t] = codes;
+    if (!ffn.is_float()) continue;
+    // One NaN makes all outputs of the token NaN, which is what an h that is not finite gives in every format.
+    if (!h_rows_[slot].finite) std::memcpy(h, &kCanonicalNan, sizeof(float));
+    rows[t] = h;
   }
+  gather(tile, ffn.down, rows, sums,
+         h_tiles_ + row_offset(tile.first_slot, routed_.down.row_bytes, shared_.down.row_bytes), h_tile_sums_);
 }
 
 TokenTile LayerRun::x_tile(const Tile& tile) const {
@@ -377,6 +426,8 @@ void LayerRun::gate_up_task(size_t task) {
   const Range blocks = gate_up_tasks_[ffn].range(task - first_gate_up_task_[ffn]);
   const FfnShape& shape = shape_of(ffn);
   const FormatKernels& kernels = kernels_.formats[static_cast<size_t>(shape.format)];
+  const Span span(trace_, Phase::kGateUp, traced_expert(ffn), traced_tokens(first_tile_[ffn], first_tile_[ffn + 1]),
+                  stored_bytes(ffn, shape.gate_up, 2, blocks));
 
   for (size_t i = first_tile_[ffn]; i < first_tile_[ffn + 1]; ++i) {
     const TokenTile tile = x_tile(tiles_[i]);
@@ -391,16 +442,21 @@ void LayerRun::gate_up_task(size_t task) {
 /// Some blocks of output rows for all experts, and so their sum as well, which needs no other task's result.
 void LayerRun::down_task(size_t task) {
   const Range blocks = down_tasks_.range(task);
-  for (size_t i = 0; i < num_tiles_; ++i) {
-    const TokenTile tile = h_tile(tiles_[i]);
-    const size_t ffn = tiles_[i].ffn;
+  for (size_t ffn = 0; ffn < num_ffns_; ++ffn) {
+    if (first_tile_[ffn] == first_tile_[ffn + 1]) continue;
     const FfnShape& shape = shape_of(ffn);
-    for (size_t block = blocks.begin; block < blocks.end; ++block) {
-      kernels_.formats[static_cast<size_t>(shape.format)].linear_block(
-          shape.down.block, down_block(ffn, block), tile,
-          results_of_block(block) + tiles_[i].first_slot * kBlockRows);
+    const FormatKernels& kernels = kernels_.formats[static_cast<size_t>(shape.format)];
+    const Span span(trace_, Phase::kDown, traced_expert(ffn), traced_tokens(first_tile_[ffn], first_tile_[ffn + 1]),
+                    stored_bytes(ffn, shape.down, 1, blocks));
+    for (size_t i = first_tile_[ffn]; i < first_tile_[ffn + 1]; ++i) {
+      const TokenTile tile = h_tile(tiles_[i]);
+      for (size_t block = blocks.begin; block < blocks.end; ++block) {
+        kernels.linear_block(shape.down.block, down_block(ffn, block), tile,
+                             results_of_block(block) + tiles_[i].first_slot * kBlockRows);
+      }
     }
   }
+  const Span span(trace_, Phase::kCombine, kNoExpert, num_tokens_);
   for (size_t block = blocks.begin; block < blocks.end; ++block) combine_block(block);
 }
 

@@ -8,6 +8,7 @@
 #include "layout.h"
 #include "mote/ternary_moe.h"
 #include "task_cut.h"
+#include "trace.h"
 
 namespace mote {
 
@@ -98,6 +99,13 @@ class LayerRun {
   Block gate_up_block(size_t ffn, size_t block, size_t which) const;
   Block down_block(size_t ffn, size_t block) const;
   void combine_block(size_t block);
+  void quantize_h(const Tile& tile);
+  uint16_t traced_expert(size_t ffn) const { return is_shared(ffn) ? kSharedExpert : static_cast<uint16_t>(ffn); }
+  size_t traced_tokens(size_t first_tile, size_t end_tile) const;
+  void trace_router_load() const;
+  size_t stored_bytes(size_t ffn, const MatrixShape& shape, size_t matrices, const Range& blocks) const;
+  template <class Work>
+  void for_tiles_of_each_expert(Phase phase, const Range& tiles, Work work) const;
   float* results_of_block(size_t block) const;
 
   // Steps that run in parallel.
@@ -111,6 +119,7 @@ class LayerRun {
   const KernelTable& kernels_;
   const ScratchLayout& plan_;
   const ThreadPool& threads_;
+  const TraceCall trace_;
   size_t hidden_size_;
   size_t intermediate_size_;
   size_t num_experts_;

@@ -30,6 +30,7 @@ MatMulRun::MatMulRun(const TernaryMatMul& layer, const KernelTable& kernels, con
       kernels_(kernels),
       plan_(plan),
       threads_(threads),
+      trace_(layer.packed_),
       in_features_(static_cast<size_t>(layer.in_features_)),
       out_features_(static_cast<size_t>(layer.out_features_)),
       rows_(at<QuantizedRow>(scratch, plan.rows)),
@@ -40,6 +41,7 @@ MatMulRun::MatMulRun(const TernaryMatMul& layer, const KernelTable& kernels, con
 }
 
 bool MatMulRun::run(const float* x, float* y, size_t num_tokens) {
+  const Span span(trace_, Phase::kLayer, kNoExpert, num_tokens);
   for (size_t done = 0; done < num_tokens; done += plan_.token_capacity) {
     const size_t count = std::min(plan_.token_capacity, num_tokens - done);
     if (!run_chunk(x + done * in_features_, y + done * out_features_, count)) return false;
@@ -66,6 +68,7 @@ size_t MatMulRun::tile_begin(size_t tile) const {
 void MatMulRun::quantize_task(size_t task) {
   const size_t row_size = code_row_size(in_features_);
   const size_t end = std::min(num_tiles_, (task + 1) * tiles_per_task_);
+  const Span span(trace_, Phase::kQuantize, kNoExpert, tile_begin(end) - tile_begin(task * tiles_per_task_));
   for (size_t tile = task * tiles_per_task_; tile < end; ++tile) {
     const size_t first = tile_begin(tile);
     const size_t count = tile_begin(tile + 1) - first;
@@ -83,6 +86,9 @@ void MatMulRun::quantize_task(size_t task) {
 void MatMulRun::multiply_task(size_t task) {
   const size_t row_size = code_row_size(in_features_);
   const Range blocks = multiply_tasks_.range(task);
+  const size_t scale_bytes = blocks.begin == 0 ? sizeof(float) : 0;  // the only one
+  const Span span(trace_, Phase::kMatMul, kNoExpert, num_tokens_,
+                  (blocks.end - blocks.begin) * shape_.num_lines * kLineBytes + scale_bytes);
   for (size_t i = 0; i < num_tiles_; ++i) {
     const size_t first = tile_begin(i);
     TokenTile tile;

@@ -7,6 +7,7 @@
 #include "kernels/kernels.h"
 #include "mote/ternary_matmul.h"
 #include "task_cut.h"
+#include "trace.h"
 
 namespace mote {
 
@@ -50,6 +51,7 @@ class MatMulRun {
   const KernelTable& kernels_;
   const MatMulScratch& plan_;
   const ThreadPool& threads_;
+  const TraceCall trace_;
   size_t in_features_;
   size_t out_features_;
   BlockShape shape_;

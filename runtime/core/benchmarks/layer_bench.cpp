@@ -15,6 +15,7 @@
 
 #include "layout.h"
 #include "mote/ternary_moe.h"
+#include "mote/trace.h"
 
 namespace {
 
@@ -248,18 +249,52 @@ Timing measure(const std::vector<std::unique_ptr<Layer>>& layers, size_t tokens,
   return {times[times.size() / 2], times.front(), gigabytes};
 }
 
+/// The same layers with and without a recording (mote/trace.h), by turns, so that both meet the same machine.
+void compare_traced(const std::vector<std::unique_ptr<Layer>>& layers, size_t tokens, size_t threads) {
+  using Clock = std::chrono::steady_clock;
+  constexpr uint64_t kCapacity = 1 << 16;
+  SpinningPool pool(threads);
+  const std::vector<float> x = uniform(tokens * kHidden, -1.0f, 1.0f);
+  std::vector<float> y(x.size());
+  size_t bytes = 0;
+  if (!layers[0]->moe.scratch_size(tokens, &bytes)) std::exit(1);
+  std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
+
+  std::vector<double> times[2];
+  uint64_t events = 0;
+  double total_ms = 0;
+  for (size_t i = 0; i < 2 * kMinRounds || total_ms < 4 * kMillisecondsPerPoint; ++i) {
+    // Every layer meets both, and neither always comes first.
+    const bool traced = (i + i / 2) % 2 != 0;
+    if (traced && mote_trace_start(kCapacity) != 0) std::exit(1);
+    const Clock::time_point start = Clock::now();
+    if (!layers[i / 2 % layers.size()]->moe.compute(x.data(), y.data(), tokens, scratch.get(), pool.view())) std::exit(1);
+    times[traced].push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+    total_ms += times[traced].back();
+    if (traced) events = mote_trace_stop(nullptr);
+  }
+  for (std::vector<double>& side : times) std::sort(side.begin(), side.end());
+  const double off = times[0][times[0].size() / 2], on = times[1][times[1].size() / 2];
+  std::printf("%8zu %8zu %10.3f %10.3f %9.1f%% %10llu %8zu\n", tokens, threads, off, on, 100 * (on / off - 1),
+              static_cast<unsigned long long>(events), times[1].size());
+}
+
 }  // namespace
 
 /// Arguments: 2bit or 1.6bit, none, bf16, int8 or int4, and numbers of tokens; without any, 2bit none 1 4 16 128 512.
+/// `trace` compares calls with and without a recording instead.
 int main(int argc, char** argv) {
   std::vector<size_t> token_counts;
   Formats formats;
+  bool trace = false;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     if (word == "2bit" || word == "1.6bit") {
       formats.packing = word;
     } else if (word == "none" || word == "bf16" || word == "int8" || word == "int4") {
       formats.shared = word;
+    } else if (word == "trace") {
+      trace = true;
     } else if (const size_t tokens = std::strtoul(argv[i], nullptr, 10); tokens > 0) {
       token_counts.push_back(tokens);
     } else {
@@ -275,6 +310,13 @@ int main(int argc, char** argv) {
   std::printf("%s, hidden %d, intermediate %d, %d experts, top-1, packing %s, shared expert %s\n", mote::isa_name(),
               static_cast<int>(kHidden), static_cast<int>(kIntermediate), static_cast<int>(kExperts),
               formats.packing.c_str(), formats.shared.c_str());
+  if (trace) {
+    std::printf("%8s %8s %10s %10s %10s %10s %8s\n", "tokens", "threads", "off ms", "on ms", "cost", "events", "calls");
+    for (const size_t tokens : token_counts) {
+      for (const size_t threads : {1, 2}) compare_traced(layers, tokens, threads);
+    }
+    return 0;
+  }
   std::printf("%8s %8s %10s %10s %16s %14s\n", "tokens", "threads", "median ms", "best ms", "weights GB/s", "Gmul-add/s");
   const double products_per_token = kExpertProducts * (formats.has_shared() ? 2 : 1);
   for (const size_t tokens : token_counts) {
