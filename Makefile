@@ -33,7 +33,7 @@ SLOW_UNDER_QEMU := EveryPairOfWidths|RealWidths|ForEveryShape|ThreadsAndOrder|Fa
 .DEFAULT_GOAL := help
 # Installing, building and testing share the two folders; each step uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help venv build test test-cpp test-cpp-arm test-python demo demo-model bench lint clean
+.PHONY: help venv build test test-cpp test-cpp-arm test-python demo demo-model bench docs lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(firstword $(MAKEFILE_LIST)) | awk -F: '{printf "make %-12s%s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ demo-model: build  ## train the demo checkpoint anew
 
 bench: build  ## the layer beside its peers and the machine's limits (half an hour)
 	$(BIN)/python -m benchmarks.layer
+
+docs: build  ## the documentation as a site, with the API's reference: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 lint: build  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -22,6 +22,8 @@ def __getattr__(name: str) -> Any:
     """`export` is imported at its first use: it needs torch, whose import takes seconds, and `mote-export --help` does not."""
     if name != "export":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mote_export.api import export
+    from mote_export.quiet import quiet_libraries
 
+    with quiet_libraries():
+        from mote_export.api import export
     return export

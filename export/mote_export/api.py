@@ -23,6 +23,7 @@ from mote_export.defaults import (
 from mote_export.exporter import ExportResult
 from mote_export.model import MoteForConditionalGeneration
 from mote_export.passes import PackOptions
+from mote_export.quiet import quiet_libraries
 from mote_export.targets import TARGETS
 from mote_export.verify import Sample
 from mote_runtime.errors import MoteError
@@ -81,17 +82,19 @@ def export(
         raise MoteError(f"a processor was given beside {os.fspath(model)}, which brings its own: leave it out.")
     else:
         source = Path(model)
-    return exporter.export(
-        source,
-        Path(output),
-        tuple(TARGETS) if target == ALL else (target,),
-        context_length=context_length,
-        opset=opset,
-        rtol=rtol,
-        verify=verify,
-        samples=samples,
-        pack=PackOptions(packing, shared_expert, shared_group_size),
-    )
+    pack = PackOptions(packing, shared_expert, shared_group_size)
+    with quiet_libraries():
+        return exporter.export(
+            source,
+            Path(output),
+            tuple(TARGETS) if target == ALL else (target,),
+            context_length=context_length,
+            opset=opset,
+            rtol=rtol,
+            verify=verify,
+            samples=samples,
+            pack=pack,
+        )
 
 
 def _checkpoint(model: MoteForConditionalGeneration, processor: ProcessorMixin | None) -> Checkpoint:
