@@ -2,11 +2,12 @@
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from mote_runtime.backends.base import Backend
 from mote_runtime.manifest import Manifest
 
-__all__ = ["RUNTIMES", "Backend", "Runtime", "open_backend"]
+__all__ = ["RUNTIMES", "Backend", "Runtime", "import_backend", "open_backend"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,16 @@ RUNTIMES = {
 }
 
 
-def open_backend(manifest: Manifest, threads: int | None = None) -> Backend:
-    """Load the model in the runtime it was exported for, which is imported only now; raises BackendError."""
-    runtime = RUNTIMES[manifest.target]
-    backend: Backend = getattr(importlib.import_module(runtime.module), runtime.backend)(manifest, threads)
+def import_backend(name: str) -> type[Backend]:
+    """The backend's class, whose runtime is imported only now; raises BackendError where that is not installed."""
+    runtime = RUNTIMES[name]
+    backend: type[Backend] = getattr(importlib.import_module(runtime.module), runtime.backend)
     return backend
+
+
+def open_backend(manifest: Manifest, threads: int | None = None, profile_folder: Path | None = None) -> Backend:
+    """Load the model in the runtime it was exported for; raises BackendError.
+
+    With a `profile_folder`, which must exist, the runtime's own profiler runs and `Backend.end_profile` writes there.
+    """
+    return import_backend(manifest.target)(manifest, threads, profile_folder)

@@ -3,10 +3,13 @@
 import importlib
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 
 from mote_runtime.arrays import FloatArray, IntArray
 from mote_runtime.errors import BackendError
+from mote_runtime.manifest import Manifest
 
 _MAX_REASON = 400
 
@@ -14,10 +17,15 @@ _MAX_REASON = 400
 class Backend(ABC):
     """One loaded model in one runtime, with its KV cache and the position in it.
 
-    A backend is built as `Class(manifest, threads)` with a verified manifest; `threads` None leaves the number to
-    the runtime. It serves one sequence at a time and is not safe to call from two threads at once. Every method
+    A backend is built as `Class(manifest, threads, profile_folder)` with a verified manifest; `threads` None leaves the
+    number to the runtime. With a `profile_folder` the runtime's own profiler runs from the start, without one it is
+    never switched on. It serves one sequence at a time and is not safe to call from two threads at once. Every method
     raises BackendError where the runtime refuses.
     """
+
+    @abstractmethod
+    def __init__(self, manifest: Manifest, threads: int | None, profile_folder: Path | None = None) -> None:
+        """Load the model, see the class."""
 
     @abstractmethod
     def encode_image(self, pixel_values: FloatArray) -> FloatArray:
@@ -40,6 +48,14 @@ class Backend(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Start a new, empty sequence."""
+
+    @abstractmethod
+    def end_profile(self) -> Mapping[str, Path]:
+        """End the runtime's own profiler; the files it wrote, all in `profile_folder`, by the part they belong to.
+
+        ONNX Runtime: "vision", "embedding" and "decoder", one JSON file for each session. ExecuTorch: "program", one
+        ETDump. Empty where the backend was built without a `profile_folder`. Call it once, before `close`.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -4,7 +4,8 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,13 +47,14 @@ class ExecuTorchBackend(Backend):
     ExecuTorch has one thread pool for the whole process: `threads` sets it for every model loaded in it.
     """
 
-    def __init__(self, manifest: Manifest, threads: int | None) -> None:
+    def __init__(self, manifest: Manifest, threads: int | None, profile_folder: Path | None = None) -> None:
         self._model = manifest.model
+        self._profile_folder = profile_folder
         load_executorch_library()
         _start_threadpool(threads)
         path = manifest.path("model.pte")
         try:
-            self._module = portable_lib._load_for_executorch(str(path))
+            self._module = portable_lib._load_for_executorch(str(path), enable_etdump=profile_folder is not None)
             self._check_methods(manifest)
         except RuntimeError as error:
             raise BackendError(f"executorch cannot load {path}: {reason(error)}") from error
@@ -121,6 +123,13 @@ class ExecuTorchBackend(Backend):
 
     def reset(self) -> None:
         self._position = 0
+
+    def end_profile(self) -> Mapping[str, Path]:
+        if self._profile_folder is None:
+            return {}
+        path = self._profile_folder / "program.etdp"
+        self._module.write_etdump_result_to_file(str(path))
+        return {"program": path}
 
     def close(self) -> None:
         del self._module

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,16 @@ class OnnxRuntimeBackend(Backend):
     at once, so GroupQueryAttention appends in place and a step copies nothing.
     """
 
-    def __init__(self, manifest: Manifest, threads: int | None) -> None:
+    def __init__(self, manifest: Manifest, threads: int | None, profile_folder: Path | None = None) -> None:
         self._model = manifest.model
-        self._decoder = _open_session(manifest, "model.onnx", threads, plugin=manifest.plugin_library is not None)
+        self._profiles = profile_folder is not None
+        plugin = manifest.plugin_library is not None
+        self._decoder = _open_session(manifest, "model.onnx", threads, profile_folder, plugin=plugin)
         # The embedding graph only gathers rows: threads of its own would wait for work that never comes.
-        self._embedding = _open_session(manifest, "embedding.onnx", 1)
-        self._vision = _open_session(manifest, "vision.onnx", threads) if manifest.image is not None else None
+        self._embedding = _open_session(manifest, "embedding.onnx", 1, profile_folder)
+        self._vision = (
+            _open_session(manifest, "vision.onnx", threads, profile_folder) if manifest.image is not None else None
+        )
         self._check_graphs(manifest)
         self._mask = np.ones((1, self._model.context_length), np.int64)
         self._logits = np.zeros((1, 1, self._model.vocab_size), np.float32)
@@ -122,6 +127,12 @@ class OnnxRuntimeBackend(Backend):
     def reset(self) -> None:
         self._position = 0  # the mask hides what is left in the buffers
 
+    def end_profile(self) -> Mapping[str, Path]:
+        if not self._profiles:
+            return {}
+        sessions = {"vision": self._vision, "embedding": self._embedding, "decoder": self._decoder}
+        return {name: Path(session.end_profiling()) for name, session in sessions.items() if session is not None}
+
     def close(self) -> None:
         del self._binding, self._decoder, self._embedding, self._vision
         del self._borrowed, self._logits
@@ -131,8 +142,13 @@ def _cache_names(model: ModelSpec, prefix: str) -> list[str]:
     return [f"{prefix}.{layer}.{kind}" for layer in range(model.num_hidden_layers) for kind in ("key", "value")]
 
 
-def _open_session(manifest: Manifest, name: str, threads: int | None, *, plugin: bool = False) -> Any:
+def _open_session(
+    manifest: Manifest, name: str, threads: int | None, profile_folder: Path | None, *, plugin: bool = False
+) -> Any:
     options = ort.SessionOptions()
+    if profile_folder is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_folder / name.removesuffix(".onnx"))
     # Failures arrive as exceptions; the library's own lines beside them are for those who asked for more.
     options.log_severity_level = _SEVERITY_WARNING if logger.isEnabledFor(logging.DEBUG) else _SEVERITY_FATAL
     if threads is not None:

@@ -1,0 +1,119 @@
+"""The names of a trace: stages, operators by one vocabulary for all runtimes, and the runtimes' own names for them."""
+
+import re
+
+# Stages, in the order of an answer; a decode step is named with its number.
+LOAD, TOKENIZE, IMAGE_ENCODE, EMBED, PREFILL, SAMPLE = "load", "tokenize", "image encode", "embed", "prefill", "sample"
+DECODE = "decode step"
+
+TERNARY_MOE, TERNARY_MATMUL = "TernaryMoE", "TernaryMatMul"
+
+# What a runtime calls an operator, in lower case without domain and overload, and what a trace calls it.
+_OPERATORS = {
+    "ternarymoe": TERNARY_MOE,
+    "ternary_moe": TERNARY_MOE,
+    "ternarymatmul": TERNARY_MATMUL,
+    "ternary_matmul": TERNARY_MATMUL,
+    "groupqueryattention": "Attention",
+    "multiheadattention": "Attention",
+    "attention": "Attention",
+    "custom_sdpa": "Attention",
+    "update_cache": "CacheUpdate",
+    "matmul": "MatMul",
+    "fusedmatmul": "MatMul",
+    "gemm": "MatMul",
+    "mm": "MatMul",
+    "bmm": "MatMul",
+    "linear": "MatMul",
+    "addmm": "MatMul",
+    "fully connected": "MatMul",
+    "batch matrix multiply": "MatMul",
+    "matmulnbits": "MatMul",
+    "conv": "Convolution",
+    "fusedconv": "Convolution",
+    "convolution": "Convolution",
+    "add": "Add",
+    "sub": "Subtract",
+    "subtract": "Subtract",
+    "mul": "Multiply",
+    "multiply": "Multiply",
+    "div": "Divide",
+    "divide": "Divide",
+    "pow": "Power",
+    "square": "Power",
+    "sqrt": "SquareRoot",
+    "square root": "SquareRoot",
+    "rsqrt": "ReciprocalSquareRoot",
+    "reciprocal square root": "ReciprocalSquareRoot",
+    "reciprocal": "Reciprocal",
+    "reducemean": "Mean",
+    "mean": "Mean",
+    "reducesum": "Sum",
+    "sum": "Sum",
+    "softmax": "Softmax",
+    "_softmax": "Softmax",
+    "tanh": "Tanh",
+    "sigmoid": "Sigmoid",
+    "gelu": "Gelu",
+    "fastgelu": "Gelu",
+    "biasgelu": "Gelu",
+    "layernormalization": "LayerNorm",
+    "skiplayernormalization": "LayerNorm",
+    "native_layer_norm": "LayerNorm",
+    "rmsnorm": "RmsNorm",
+    "simplifiedlayernormalization": "RmsNorm",
+    "skipsimplifiedlayernormalization": "RmsNorm",
+    "gather": "Gather",
+    "embedding": "Gather",
+    "index": "Gather",
+    "index_select": "Gather",
+    "scatternd": "Scatter",
+    "nonzero": "NonZero",
+    "equal": "Equal",
+    "eq": "Equal",
+    "where": "Where",
+    "cast": "Cast",
+    "_to_copy": "Cast",
+    "_to_dim_order_copy": "Cast",
+    "shape": "Shape",
+    "concat": "Concat",
+    "cat": "Concat",
+    "slice": "Slice",
+    "slice_copy": "Slice",
+    "select_copy": "Slice",
+    "split": "Split",
+    "split_with_sizes_copy": "Split",
+    "transpose": "Transpose",
+    "permute_copy": "Transpose",
+    "reshape": "Reshape",
+    "static reshape": "Reshape",
+    "view_copy": "Reshape",
+    "unsqueeze": "Reshape",
+    "unsqueeze_copy": "Reshape",
+    "squeeze": "Reshape",
+    "squeeze_copy": "Reshape",
+    "expand": "Expand",
+    "expand_copy": "Expand",
+    "identity": "Copy",
+    "copy": "Copy",
+    "clone": "Copy",
+    "logical_not": "Not",
+    "not": "Not",
+}
+
+_NATIVE_CALL = re.compile(r"^native_call_")
+_XNNPACK_DETAILS = re.compile(r"\s*\(.*$|\s*#\d+$", re.DOTALL)
+_MAX_NAME = 100
+
+
+def operator(runtime_name: str) -> str:
+    """The trace's name of an operator: from the vocabulary, or else the runtime's own name, without details."""
+    name = _NATIVE_CALL.sub("", runtime_name.strip())
+    name = _XNNPACK_DETAILS.sub("", name)
+    name = name.rsplit("::", 1)[-1].split(".", 1)[0].strip() or "unnamed"
+    return _OPERATORS.get(name.lower(), name[:_MAX_NAME])
+
+
+def decode_step(number: int) -> str:
+    """The name of a decode step, from 1."""
+    return f"{DECODE} {number}"
