@@ -11,6 +11,17 @@ from mote_runtime.errors import MoteError
 USER_PREFIX = "<|im_start|>user\n"
 USER_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE = "<|vision_start|>{image_pads}<|vision_end|>"
+# The same for transformers and its kin, whose processors put as many <|image_pad|> in place of one as a picture has features. For
+# checkpoints that bring no template of their own.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @dataclass(frozen=True)
