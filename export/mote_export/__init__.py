@@ -7,6 +7,8 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from mote_export.integrations import announce
+
 if TYPE_CHECKING:
     from mote_export.api import export
 
@@ -27,3 +29,6 @@ def __getattr__(name: str) -> Any:
     with quiet_libraries():
         from mote_export.api import export
     return export
+
+
+announce()

@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mote_export.atomic import atomic_folder
 from mote_export.checkpoint.base import (
     COMPANION_FILES,
     Checkpoint,
@@ -22,10 +23,26 @@ INDEX = "model.safetensors.index.json"
 
 
 def save_folder(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes the model with `save_pretrained`, and its tokenizer and processor files beside it."""
-    checkpoint.model.save_pretrained(path)
-    for name, content in checkpoint.files.items():
-        (path / name).write_text(content, encoding="utf-8")
+    """Writes what `from_pretrained` of transformers' Auto classes, processors and pipelines opens; complete or not at all.
+
+    Args:
+        path: an absent or empty folder.
+        checkpoint: its model is written in its present dtype.
+
+    Raises:
+        MoteError: `path` is taken, or the tokenizer or the vision tower is not one that mote exports.
+    """
+    from mote_export.checkpoint.stock_files import stock_files  # it needs what is built upon checkpoints
+
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(
+            f"{path} is {'not empty' if path.is_dir() else 'a file'}: expected an absent or empty folder to save to."
+        )
+    files = stock_files(checkpoint)
+    with atomic_folder(path) as temporary:
+        checkpoint.model.save_pretrained(temporary)
+        for name, content in files.items():
+            (temporary / name).write_text(content, encoding="utf-8")
 
 
 def load_folder(path: Path) -> Checkpoint:

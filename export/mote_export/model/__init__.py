@@ -1,15 +1,13 @@
 """MoTE as a transformers model: configuration, quantizers, layer, model and up-cycling."""
 
-from transformers import AutoConfig, AutoModelForImageTextToText
-
+from mote_export.model import auto
 from mote_export.model.configuration import MoeSettings, MoteConfig
 from mote_export.model.layer import MoteLayer, TernaryExperts, router_load_balancing_loss
 from mote_export.model.modeling import MoteForConditionalGeneration
 from mote_export.model.surgery import find_gated_mlps
 from mote_export.model.upcycling import upcycle
 
-AutoConfig.register(MoteConfig.model_type, MoteConfig)
-AutoModelForImageTextToText.register(MoteConfig, MoteForConditionalGeneration)
+auto.register()
 
 __all__ = [
     "MoeSettings",
