@@ -47,9 +47,14 @@ def find_export(folder: str | Path, runtime: str | None = None) -> Path:
 def load(folder: str | Path, runtime: str | None = None, threads: int | None = None, verify: bool = True) -> "Pipeline":
     """Load an exported folder, or the one for `runtime` in a folder of several, ready to answer.
 
-    `runtime` is "onnxruntime" or "executorch" and need not be given; `threads` None leaves their number to the
-    runtime. File sizes are always compared with the manifest, SHA-256 sums unless `verify` is False.
-    Raises MoteError with one sentence where anything is not as it must be.
+    Args:
+        folder: what `mote-export` wrote.
+        runtime: "onnxruntime" or "executorch"; default: the one that was exported for, the first of several.
+        threads: number of threads; default: the runtime's own choice.
+        verify: compare the SHA-256 sums of all files with the manifest; their sizes are compared in any case.
+
+    Raises:
+        MoteError: anything is not as it must be, in one sentence.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise MoteError(f"threads is {threads}; expected 1 to {MAX_THREADS}")
@@ -107,9 +112,18 @@ class Pipeline:
     ) -> Generation:
         """An iterator over the answer's text, piece by piece, whose `answer()` gives the rest and the timings.
 
-        `image` is a picture (a path, the bytes of a file, a PIL image, or uint8 [height, width, 3]), several, or None.
         The prompt is checked and the images are read before it returns; the model first runs for the first piece.
-        Raises MoteError: a prompt longer than the context, an unreadable image, an image for a text-only model.
+
+        Args:
+            image: a picture (a path, the bytes of a file, a PIL image, or uint8 [height, width, 3]), several, or None.
+            prompt: the question, without any template or special tokens.
+            max_new_tokens: the answer's greatest length.
+            temperature: 0 takes the likeliest token each time.
+            top_p: above temperature 0, draw from the likeliest tokens of this total only.
+            seed: above temperature 0, repeats a draw.
+
+        Raises:
+            MoteError: a prompt longer than the context, an unreadable image, an image for a text-only model.
         """
         timings = self._new_timings()
         sampler = Sampler(temperature, top_p, seed)
@@ -138,19 +152,55 @@ class Pipeline:
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         sampler: Sampler | None = None,
     ) -> list[int]:
-        """Ids generated after raw prompt ids (greedily without a `sampler`), without the end-of-sequence token.
+        """Ids generated after raw prompt ids, without the end-of-sequence token.
 
-        `pixel_values` is float32 [n, 3, height, width], with n * num_image_tokens image tokens in the prompt.
+        Args:
+            prompt_ids: with n * num_image_tokens image tokens for n images.
+            pixel_values: float32 [n, 3, height, width].
+            max_new_tokens: the greatest number of ids.
+            sampler: default: greedy.
+
+        Raises:
+            MoteError: ids or pixels that the model cannot take.
         """
         timings = self._new_timings()
         return list(self._token_loop(prompt_ids, pixel_values, sampler or Sampler(), max_new_tokens, timings))
 
+    def measured_tokens(
+        self,
+        prompt: str,
+        image: ImageSource | Sequence[ImageSource] | None = None,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        *,
+        stop: bool = True,
+    ) -> tuple[TokenLoop, Timings]:
+        """The ids of one greedy answer as they are computed, and its timings in the making, for a profiler.
+
+        With `stop` False an end-of-sequence token is taken as any other, so that each answer has the same number of
+        steps. Arguments and errors otherwise as for `generate`.
+        """
+        timings = self._new_timings()
+        images = _as_list(image)
+        prompt_ids = self.tokenizer.encode_prompt(prompt, len(images))
+        timings.token_encode_end_ms = now_ms()
+        pixel_values = self._pixel_values(images)
+        return self._token_loop(prompt_ids, pixel_values, Sampler(), max_new_tokens, timings, stop=stop), timings
+
     def step_logits(
         self, prompt_ids: Sequence[int], forced_ids: Sequence[int] = (), pixel_values: FloatArray | None = None
     ) -> FloatArray:
-        """Logits float32 [len(forced_ids) + 1, vocab] of a forced continuation, one decode step for each forced id.
+        """Logits of a forced continuation, one decode step for each forced id.
 
-        Row 0 follows the prompt, row i the first i of `forced_ids`. `pixel_values` as in `generate_ids`.
+        Args:
+            prompt_ids: as in `generate_ids`.
+            forced_ids: what follows, whatever the model would choose.
+            pixel_values: as in `generate_ids`.
+
+        Returns:
+            float32 [len(forced_ids) + 1, vocab]: row 0 follows the prompt, row i the first i of `forced_ids`.
+
+        Raises:
+            MoteError: ids or pixels that the model cannot take.
         """
         self._check_prompt(prompt_ids, pixel_values)
         length = len(prompt_ids) + len(forced_ids)
@@ -228,6 +278,8 @@ class Pipeline:
         sampler: Sampler,
         max_new_tokens: int,
         timings: Timings,
+        *,
+        stop: bool = True,
     ) -> TokenLoop:
         if max_new_tokens < 1:
             raise MoteError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
@@ -235,11 +287,12 @@ class Pipeline:
         timings.prompt_tokens = len(prompt_ids)
         model = self.manifest.model
         sequence = self._begin_sequence()
+        eos_token_ids = frozenset(model.eos_token_ids) if stop else frozenset()
         return TokenLoop(
             lambda: self._prefill(sequence, prompt_ids, pixel_values, timings),
             lambda token_id: self._step(sequence, token_id),
             sampler,
-            Limits(frozenset(model.eos_token_ids), model.image_token_id, max_new_tokens, model.context_length),
+            Limits(eos_token_ids, model.image_token_id, max_new_tokens, model.context_length),
             timings,
         )
 

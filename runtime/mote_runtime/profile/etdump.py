@@ -8,7 +8,7 @@ from mote_runtime.profile.events import Part, Run, Span
 from mote_runtime.profile.flatbuffer import Table
 from mote_runtime.profile.program import Instruction, Program
 from mote_runtime.profile.strict import MAX_FILE_BYTES, ProfileError
-from mote_runtime.profile.vocabulary import operator
+from mote_runtime.profile.vocabulary import PRODUCTS, operator
 
 METHODS = {"vision_encoder": Part.VISION, "token_embedding": Part.EMBEDDING, "text_decoder": Part.DECODER}
 _OPERATOR_CALL, _DELEGATE_CALL, _EXECUTE = "OPERATOR_CALL", "DELEGATE_CALL", "Method::execute"
@@ -88,6 +88,9 @@ def _call(event: _Event, inside: Sequence[_Event], known: Instruction) -> Span:
         if name and each.end_ns > each.begin_ns:  # XNNPACK counts whole microseconds: what takes less has no span
             child = Span(operator(name), "op", each.begin_ns, each.end_ns, None, {"runtime_name": name})
             span.children.append(child)
+    products = [child for child in span.children if child.name in PRODUCTS]
+    if len(products) == 1:  # then the delegate's weights are this one's
+        products[0].weight_bytes, span.weight_bytes = span.weight_bytes, 0
     return span
 
 

@@ -30,6 +30,19 @@ assert EVENT.itemsize == 64
 NO_EXPERT, SHARED_EXPERT = 0xFFFF, 0xFFFE
 MAX_EVENTS = 1 << 22  # 256 MiB; memory is touched as events arrive
 MAX_PHASES = 256
+# What the plugins of this version call the phases; records from a device come without their names.
+PHASE_NAMES = (
+    "layer",
+    "quantize",
+    "router",
+    "tokens",
+    "gather",
+    "gate_up",
+    "quantize_hidden",
+    "down",
+    "combine",
+    "matmul",
+)
 
 EventArray = npt.NDArray[np.void]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mote_runtime.profile.flatbuffer import Table
 from mote_runtime.profile.strict import ProfileError
-from mote_runtime.profile.vocabulary import operator
+from mote_runtime.profile.vocabulary import READ_IN_PART, operator
 
 _IDENTIFIER = b"ET"
 _EXTENDED_HEADER = b"eh00"
@@ -78,9 +78,7 @@ def _instruction(
             raise ProfileError(f"an instruction names operator {index} of {len(operators)}")
         name = operators[index]
         weights = sum(constants[value] for value in set(arguments.scalars(1, "i")) if 0 <= value < len(constants))
-        # How much of a table is gathered, and of how many experts, is not in the program.
-        depends = operator(name) in ("Gather", "TernaryMoE", "TernaryMatMul")
-        return Instruction(name, None if depends else weights)
+        return Instruction(name, None if operator(name) in READ_IN_PART else weights)
     if arguments is not None and kind == _DELEGATE_CALL:
         index = arguments.scalar(0, "i")
         if not 0 <= index < len(delegates):

@@ -95,7 +95,12 @@ class Repetition:
             raise ProfileError(f"{name}: token_ms goes back in time; expected an ascending list")
         energy = fields.number("energy_joules", 0, MAX_JOULES) if fields.has("energy_joules") else None
         return cls(
-            *marks.values(),
+            marks["inference_start_ms"],
+            marks["token_encode_end_ms"],
+            marks["image_encode_end_ms"],
+            marks["prompt_eval_end_ms"],
+            marks["first_token_ms"],
+            marks["inference_end_ms"],
             fields.number("aggregate_sampling_time_ms", 0, MAX_MS),
             fields.integer("prompt_tokens", 1, MAX_TOKENS),
             generated,

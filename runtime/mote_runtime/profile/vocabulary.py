@@ -3,10 +3,15 @@
 import re
 
 # Stages, in the order of an answer; a decode step is named with its number.
-LOAD, TOKENIZE, IMAGE_ENCODE, EMBED, PREFILL, SAMPLE = "load", "tokenize", "image encode", "embed", "prefill", "sample"
-DECODE = "decode step"
+LOAD, WARM_UP, ANSWER = "load", "warm-up", "answer"
+PHASES_ANSWER = "answer, phases only"  # where operators and phases were recorded in different answers
+TOKENIZE, IMAGE_ENCODE, EMBED, PREFILL, DECODE = "tokenize", "image encode", "embed", "prefill", "decode step"
 
 TERNARY_MOE, TERNARY_MATMUL = "TernaryMoE", "TernaryMatMul"
+OURS = (TERNARY_MOE, TERNARY_MATMUL)
+# Operators that read an unknown part of their stored tensors: rows of a table, the experts that were chosen.
+READ_IN_PART = (*OURS, "Gather", "Attention")
+PRODUCTS = ("MatMul", "Convolution")
 
 # What a runtime calls an operator, in lower case without domain and overload, and what a trace calls it.
 _OPERATORS = {
@@ -76,6 +81,8 @@ _OPERATORS = {
     "_to_copy": "Cast",
     "_to_dim_order_copy": "Cast",
     "shape": "Shape",
+    "sym_size": "Shape",
+    "_local_scalar_dense": "Shape",
     "concat": "Concat",
     "cat": "Concat",
     "slice": "Slice",
@@ -88,6 +95,7 @@ _OPERATORS = {
     "reshape": "Reshape",
     "static reshape": "Reshape",
     "view_copy": "Reshape",
+    "et_view": "Reshape",
     "unsqueeze": "Reshape",
     "unsqueeze_copy": "Reshape",
     "squeeze": "Reshape",

@@ -1,0 +1,56 @@
+"""Puts a profile's folder in place: complete or not at all, and never over anything but an earlier profile."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from mote_runtime.profile.build import PROFILE_FILE, REPORT_FILE, TRACE_FILE
+from mote_runtime.profile.record import FORMAT
+from mote_runtime.profile.strict import Fields, ProfileError, read_json
+
+_OURS = frozenset({PROFILE_FILE, REPORT_FILE, TRACE_FILE})
+
+
+def check_output(folder: Path) -> None:
+    """Whether a profile may be put there: nothing, an empty folder, or an earlier profile. Raises ProfileError."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ProfileError(f"{folder} is no folder; choose another with -o")
+    if not folder.exists():
+        parent = folder.absolute().parent
+        if not parent.is_dir():
+            raise ProfileError(
+                f"{parent} does not exist, so {folder.name} cannot be written there; make it, or choose another with -o"
+            )
+        return
+    names = {path.name for path in folder.iterdir()}
+    if names and (not names <= _OURS or not _is_profile(folder / PROFILE_FILE)):
+        raise ProfileError(f"{folder} holds something else than an earlier profile; choose another folder with -o")
+
+
+def _is_profile(path: Path) -> bool:
+    try:
+        return Fields(read_json(path), "the profile").value("format") == FORMAT
+    except ProfileError:
+        return False
+
+
+def write_output(folder: Path, files: Mapping[str, str]) -> None:
+    """Write the files under a temporary name beside `folder` and put them in its place; raises ProfileError."""
+    check_output(folder)
+    folder = folder.absolute()
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            complete = Path(scratch) / "new"
+            complete.mkdir()
+            for name, content in files.items():
+                (complete / name).write_text(content, encoding="utf-8")
+            if folder.exists():  # a folder cannot be renamed over one that is not empty
+                folder.rename(Path(scratch) / "old")
+            try:
+                complete.rename(folder)
+            except OSError:
+                if (old := Path(scratch) / "old").exists():
+                    old.rename(folder)
+                raise
+    except OSError as error:
+        raise ProfileError(f"{folder} cannot be written: {error.strerror or error}") from error
