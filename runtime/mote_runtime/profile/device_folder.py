@@ -16,7 +16,7 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,9 @@ _SUM = re.compile(r"([0-9a-f]{64}) [ *](\S+)", re.ASCII)
 _OWNER = re.compile(
     r"host=(\S{1,100}) pid=(\d{1,10}) start=(\d{1,20}) since=([\d:TZ-]{1,30}) folders=(\S{0,2000})", re.ASCII
 )
+
+# The locks that runs of this process hold now; a lock of this process that is not among them was left by a lost run.
+_held: set[str] = set()
 
 
 class DeviceBusyError(MoteError):
@@ -105,6 +108,7 @@ class DeviceFolder:
             answer = self._try_lock()
             if answer.startswith("held"):
                 raise self._busy(_OWNER.search(answer))
+        _held.add(self._owner)
 
     def _try_lock(self) -> str:
         self.touched = [self.path]
@@ -195,6 +199,7 @@ class DeviceFolder:
 
         mote's own folder goes too if nothing is left in it. Raises AdbError where that cannot be done.
         """
+        _held.discard(self._owner)
         if not self.touched:
             return
         kept = {f"{self.path}/{bundle.folder}" for bundle in keep}
@@ -242,10 +247,12 @@ def _describe_owner(folders: Sequence[str]) -> str:
 
 
 def _is_gone(owner: re.Match[str]) -> bool:
-    """Whether the process that took a lock ran on this computer and has ended; its id may be in use anew."""
-    own: Mapping[int, str] = dict(enumerate(re.split(r"[ =]", _describe_owner([]))))
-    if owner[1] != own[1]:
+    """Whether the run that took a lock was one of this computer and has ended; its process id may be in use anew."""
+    host = _describe_owner([]).split(" ", 1)[0].removeprefix("host=")
+    if owner[1] != host:
         return False
+    if int(owner[2]) == os.getpid():
+        return owner[0] not in _held
     return _start_time(int(owner[2])) != int(owner[3])
 
 
