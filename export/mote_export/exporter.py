@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from mote_export.atomic import atomic_folder
 from mote_export.checkpoint import Checkpoint, load_checkpoint
-from mote_export.checkpoint.base import TOKENIZER_FILES
 from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_OPSET, DEFAULT_RTOL
 from mote_export.manifest import Source, add_verification, check_manifest, num_image_tokens, write_manifest
 from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts, pack_ternary_linear
 from mote_export.report import ExpertMemory, expert_memory
 from mote_export.targets import TARGETS, ExportSettings, Target
+from mote_export.tokens import tokenizer_files
 from mote_export.verify import Sample, Verification, default_samples, verify_folder
 from mote_runtime.errors import MoteError
 from mote_runtime.library import get_library_path
@@ -107,8 +107,8 @@ class _Job:
         folder.mkdir(exist_ok=True)
         steps.set_postfix_str(f"{target.name}: export")
         target.write(self.checkpoint, self.settings, folder)
-        for name in TOKENIZER_FILES:
-            (folder / name).write_text(self.checkpoint.files[name], encoding="utf-8")
+        for name, text in tokenizer_files(self.checkpoint).items():
+            (folder / name).write_text(text, encoding="utf-8")
         self._describe(target, folder)
         steps.update()
         verification = None

@@ -1,6 +1,8 @@
 """Special tokens of a checkpoint and the format of its prompts: one place that both targets and the manifest use."""
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -11,6 +13,7 @@ from mote_runtime.errors import MoteError
 USER_PREFIX = "<|im_start|>user\n"
 USER_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE = "<|vision_start|>{image_pads}<|vision_end|>"
+
 # The same for transformers and its kin, whose processors put as many <|image_pad|> in place of one as a picture has features. For
 # checkpoints that bring no template of their own.
 CHAT_TEMPLATE = (
@@ -76,3 +79,37 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         return Tokenizer.from_str(checkpoint.files["tokenizer.json"])
     except Exception as error:  # the library raises bare Exception
         raise MoteError(f"tokenizer.json cannot be read: {error}.") from error
+
+
+def chat_template(checkpoint: Checkpoint) -> str:
+    """The checkpoint's own Jinja template, or `CHAT_TEMPLATE`, with which a user's message becomes the prompt of mote.json."""
+    if "chat_template.jinja" in checkpoint.files:
+        return checkpoint.files["chat_template.jinja"]
+    template = _tokenizer_config(checkpoint).get("chat_template")  # where old releases of transformers had it
+    return template if isinstance(template, str) else CHAT_TEMPLATE
+
+
+def tokenizer_files(checkpoint: Checkpoint) -> dict[str, str]:
+    """Name to text of the tokenizer's files in an export, with which other clients make the same tokens of a prompt.
+
+    tokenizer.json is the checkpoint's own. tokenizer_config.json is its own too, but always has a chat template, and lets no
+    client add tokens around a text, as `mote_runtime` adds none either. Raises MoteError where it is not a JSON object.
+    """
+    config = _tokenizer_config(checkpoint)
+    # Without a class onnxruntime-genai takes the tokenizer for another kind; with Qwen2's it reads byte-level BPE.
+    config.setdefault("tokenizer_class", "Qwen2Tokenizer")
+    config.update(add_bos_token=False, add_eos_token=False, chat_template=chat_template(checkpoint))
+    return {
+        "tokenizer.json": checkpoint.files["tokenizer.json"],
+        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    try:
+        config = json.loads(checkpoint.files["tokenizer_config.json"])
+    except ValueError as error:
+        raise MoteError(f"tokenizer_config.json cannot be read: {error}.") from error
+    if not isinstance(config, dict):
+        raise MoteError(f"tokenizer_config.json holds a {type(config).__name__}, expected a JSON object.")
+    return config

@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 
 from mote_export.checkpoint.base import Checkpoint
 from mote_export.manifest import CLASS_TOKENS, num_image_tokens
-from mote_export.tokens import CHAT_TEMPLATE, special_tokens
+from mote_export.tokens import chat_template, special_tokens
 
 PROCESSOR_CONFIG, CHAT_TEMPLATE_FILE, GENERATION_CONFIG = (
     "processor_config.json",
@@ -24,7 +24,7 @@ def stock_files(checkpoint: Checkpoint) -> dict[str, str]:
     """
     generated = {
         GENERATION_CONFIG: generation_config(checkpoint).to_json_string(),
-        CHAT_TEMPLATE_FILE: _template(checkpoint),
+        CHAT_TEMPLATE_FILE: chat_template(checkpoint),
     }
     # Always of the model itself: what a processor is told otherwise would not fit it.
     return {**generated, **checkpoint.files, PROCESSOR_CONFIG: _dump(processor_config(checkpoint))}
@@ -53,15 +53,6 @@ def processor_config(checkpoint: Checkpoint) -> dict[str, str | int]:
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "num_additional_image_tokens": CLASS_TOKENS[config.vision_config.model_type],
     }
-
-
-def _template(checkpoint: Checkpoint) -> str:
-    """Processors look into a file of its own only; tokenizers of old releases had it in their configuration."""
-    try:
-        template = json.loads(checkpoint.files["tokenizer_config.json"]).get("chat_template")
-    except (ValueError, AttributeError):  # transformers will say so when it reads the file
-        template = None
-    return template if isinstance(template, str) else CHAT_TEMPLATE
 
 
 def _dump(content: dict[str, str | int]) -> str:
