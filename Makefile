@@ -33,7 +33,7 @@ SLOW_UNDER_QEMU := EveryPairOfWidths|RealWidths|ForEveryShape|ThreadsAndOrder|Fa
 .DEFAULT_GOAL := help
 # Installing, building and testing share the two folders; each step uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help venv build test test-cpp test-cpp-arm test-python demo demo-model bench docs lint clean
+.PHONY: help venv build test test-cpp test-cpp-arm test-python test-slow demo demo-model bench docs lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(firstword $(MAKEFILE_LIST)) | awk -F: '{printf "make %-12s%s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ test-cpp-arm: $(VENV)/.stamp  ## the core's tests for 64-bit ARM, under QEMU
 # Two processes, each with a file of tests at a time (exports are shared within a file); more would want more memory (3 GB each).
 test-python: build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-slow: build  ## what make test shortens: torch answers all 2,700 questions of the demo model (4 minutes)
+	MOTE_TORCH_QUESTIONS=2700 $(BIN)/python -m pytest tests/test_demo_model.py -s
 
 demo: build  ## export the demo checkpoint and ask it questions in both runtimes
 	$(BIN)/python examples/digits_vqa/demo.py

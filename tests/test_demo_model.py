@@ -1,7 +1,12 @@
-"""L5: the demo model gives the same answers in torch, ONNX Runtime and ExecuTorch, right as often as its card says."""
+"""L5: the demo model gives the same answers in torch, ONNX Runtime and ExecuTorch, right as often as its card says.
 
-import json
+Both runtimes answer all held-out questions. torch, whose reference of the operator is slow, answers the first TORCH_QUESTIONS of
+them (all with `make test-slow`).
+"""
+
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +26,7 @@ from mote_runtime import Pipeline, load  # noqa: E402
 from mote_runtime.preprocess import preprocess_image  # noqa: E402
 
 QUESTIONS = DEFAULT_QUESTIONS
+TORCH_QUESTIONS = int(os.environ.get("MOTE_TORCH_QUESTIONS", 900))
 MIN_AGREEMENT = 0.995
 MIN_ACCURACY = 0.90
 MAX_SIZE = 16 * 1000 * 1000
@@ -50,8 +56,9 @@ def torch_answers(checkpoint: Checkpoint, questions: list[Question]) -> list[lis
     """Greedy answers of the packed reference, up to and without the end token, in batches of equal length."""
     preprocessor = Preprocessor.from_files(dict(checkpoint.files))
     eos = preprocessor.tokenizer.eos_token_id
-    answers: list[list[int]] = [[] for _ in questions]
-    for batch in preprocessor.batches(questions):
+    asked = questions[:TORCH_QUESTIONS]
+    answers: list[list[int]] = [[] for _ in asked]
+    for batch in preprocessor.batches(asked):
         generated = checkpoint.model.generate(
             input_ids=batch.input_ids, attention_mask=torch.ones_like(batch.input_ids), pixel_values=batch.pixel_values,
             max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=eos, pad_token_id=eos,
@@ -61,12 +68,34 @@ def torch_answers(checkpoint: Checkpoint, questions: list[Question]) -> list[lis
     return answers
 
 
-def ask(pipeline: Pipeline, question: Question) -> tuple[list[int], np.ndarray, list[int]]:
-    """Prompt ids, pixel values and the ids of the greedy answer."""
+@dataclass(frozen=True)
+class Asked:
+    """A question as a runtime got it, and the ids of its greedy answer."""
+
+    ids: list[int]
+    pixels: np.ndarray
+    answer: list[int]
+
+
+@pytest.fixture(scope="module")
+def runtime_answers(folder: Path, questions: list[Question]) -> dict[str, list[Asked]]:
+    found = {}
+    for runtime in RUNTIMES:
+        with load(folder, runtime=runtime) as pipeline:
+            found[runtime] = [ask(pipeline, question) for question in questions]
+    return found
+
+
+def ask(pipeline: Pipeline, question: Question) -> Asked:
     ids = pipeline.tokenizer.encode_prompt(question.prompt, num_images=1)
     assert pipeline.manifest.image is not None
     pixels = preprocess_image(question.image, pipeline.manifest.image)[np.newaxis]
-    return ids, pixels, pipeline.generate_ids(ids, pixels, MAX_NEW_TOKENS)
+    return Asked(ids, pixels, pipeline.generate_ids(ids, pixels, MAX_NEW_TOKENS))
+
+
+def accuracy(checkpoint: Checkpoint, questions: list[Question], answers: list[list[int]]) -> dict[str, float]:
+    tokenizer = Preprocessor.from_files(dict(checkpoint.files)).tokenizer
+    return accuracy_by_kind(questions, tokenizer.batch_decode(answers, skip_special_tokens=True))
 
 
 def is_tie(checkpoint: Checkpoint, ids: list[int], pixels: np.ndarray, common: list[int], token: int) -> bool:
@@ -80,57 +109,45 @@ def is_tie(checkpoint: Checkpoint, ids: list[int], pixels: np.ndarray, common: l
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_same_answers_as_torch(
     runtime: str,
-    folder: Path,
     checkpoint: Checkpoint,
     questions: list[Question],
+    runtime_answers: dict[str, list[Asked]],
     torch_answers: list[list[int]],
 ) -> None:
-    eos = load_eos(folder)
-    replies, unexplained, same = [], [], 0
-    with load(folder, runtime=runtime) as pipeline:
-        for question, expected in zip(questions, torch_answers, strict=True):
-            ids, pixels, found = ask(pipeline, question)
-            replies.append(pipeline.tokenizer.decode(found))
-            if found == expected:
-                same += 1
-                continue
-            split = next(
-                (i for i, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]),
-                min(len(found), len(expected)),
-            )
-            token = found[split] if split < len(found) else eos
-            if not is_tie(checkpoint, ids, pixels, expected[:split], token):
-                unexplained.append((question.prompt, found, expected))
-        torch_replies = [pipeline.tokenizer.decode(tokens) for tokens in torch_answers]
-    here, there = (accuracy_by_kind(questions, texts)["overall"] for texts in (replies, torch_replies))
-    print(f"\n{runtime}: {same} of {len(questions)} answers equal torch's; accuracy {here:.4f}, torch {there:.4f}")
+    eos = Preprocessor.from_files(dict(checkpoint.files)).tokenizer.eos_token_id
+    asked = runtime_answers[runtime][: len(torch_answers)]
+    unexplained, same = [], 0
+    for question, found, expected in zip(questions, asked, torch_answers, strict=False):
+        if found.answer == expected:
+            same += 1
+            continue
+        pairs = zip(found.answer, expected, strict=False)
+        split = next((i for i, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(found.answer), len(expected)))
+        token = found.answer[split] if split < len(found.answer) else eos
+        if not is_tie(checkpoint, found.ids, found.pixels, expected[:split], token):
+            unexplained.append((question.prompt, found.answer, expected))
+    subset = questions[: len(torch_answers)]
+    here, there = (accuracy(checkpoint, subset, each)["overall"] for each in ([a.answer for a in asked], torch_answers))
+    print(f"\n{runtime}: {same} of {len(asked)} answers equal torch's; accuracy {here:.4f}, torch {there:.4f}")
+    assert len(torch_answers) == TORCH_QUESTIONS
     assert unexplained == []
-    assert same >= MIN_AGREEMENT * len(questions)
+    assert same >= MIN_AGREEMENT * len(asked)
     assert abs(here - there) <= 0.002
 
 
-def load_eos(folder: Path) -> int:
-    return int(json.loads((folder / "onnx" / "mote.json").read_text())["model"]["eos_token_ids"][0])
-
-
-def test_accuracy(questions: list[Question], checkpoint: Checkpoint, torch_answers: list[list[int]]) -> None:
-    tokenizer = Preprocessor.from_files(dict(checkpoint.files)).tokenizer
-    accuracy = accuracy_by_kind(questions, tokenizer.batch_decode(torch_answers))
-    print("\n" + "\n".join(f"{kind:20} {share:.4f}" for kind, share in accuracy.items()))
-    assert accuracy["overall"] >= MIN_ACCURACY
-    assert len(accuracy) >= 1 + 5  # overall, and at least five kinds of question
+def test_accuracy(questions: list[Question], checkpoint: Checkpoint, runtime_answers: dict[str, list[Asked]]) -> None:
+    """At least what the task asks for, and what the last cell of the card's row `overall` says."""
+    here, there = (
+        accuracy(checkpoint, questions, [asked.answer for asked in runtime_answers[runtime]]) for runtime in RUNTIMES
+    )
+    print("\n" + "\n".join(f"{kind:20} {share:.4f}" for kind, share in here.items()))
+    assert here["overall"] >= MIN_ACCURACY
+    assert abs(here["overall"] - there["overall"]) <= 0.002
+    assert len(here) >= 1 + 5  # overall, and at least five kinds of question
+    card = (EXAMPLE / "README.md").read_text()
+    row = next(line for line in card.splitlines() if line.startswith("| **overall**"))
+    assert row.split("|")[-2].strip() == f"{100 * here['overall']:.1f} %"
 
 
 def test_size() -> None:
     assert (EXAMPLE / "model.pt").stat().st_size < MAX_SIZE
-
-
-def test_the_cards_accuracy_is_what_the_file_does(
-    questions: list[Question], checkpoint: Checkpoint, torch_answers: list[list[int]]
-) -> None:
-    """The last cell of the card's row `overall`."""
-    tokenizer = Preprocessor.from_files(dict(checkpoint.files)).tokenizer
-    overall = accuracy_by_kind(questions, tokenizer.batch_decode(torch_answers))["overall"]
-    card = (EXAMPLE / "README.md").read_text()
-    row = next(line for line in card.splitlines() if line.startswith("| **overall**"))
-    assert row.split("|")[-2].strip() == f"{100 * overall:.1f} %"
