@@ -20,6 +20,8 @@ constexpr bool is_enum_as_int() {
 template <typename Ours, typename Official>
 struct SameInAbi
     : std::bool_constant<std::is_same_v<Ours, Official> || (std::is_same_v<Ours, int> && is_enum_as_int<Official>())> {};
+template <typename Official>
+struct SameInAbi<int*, Official*> : std::bool_constant<std::is_same_v<int, Official> || is_enum_as_int<Official>()> {};
 template <>
 struct SameInAbi<const ours::Api*, const OrtApi*> : std::true_type {};
 template <>
@@ -65,13 +67,31 @@ CHECK_FUNCTION(ApiBase, OrtApiBase, GetApi);
 CHECK_FUNCTION(ApiBase, OrtApiBase, GetVersionString);
 
 CHECK_API(CreateStatus);
+CHECK_API(GetErrorMessage);
+CHECK_API(CreateEnv);
+CHECK_API(DisableTelemetryEvents);
+CHECK_API(CreateSession);
+CHECK_API(Run);
+CHECK_API(CreateSessionOptions);
+CHECK_API(EnableProfiling);
+CHECK_API(SetSessionLogSeverityLevel);
+CHECK_API(SetIntraOpNumThreads);
 CHECK_API(CreateCustomOpDomain);
 CHECK_API(CustomOpDomain_Add);
 CHECK_API(AddCustomOpDomain);
+CHECK_API(SessionGetInputCount);
+CHECK_API(SessionGetOutputCount);
+CHECK_API(SessionGetInputTypeInfo);
+CHECK_API(SessionGetOutputTypeInfo);
+CHECK_API(SessionGetInputName);
+CHECK_API(SessionGetOutputName);
+CHECK_API(CreateTensorWithDataAsOrtValue);
 CHECK_API(GetTensorMutableData);
+CHECK_API(CastTypeInfoToTensorInfo);
 CHECK_API(CreateTensorTypeAndShapeInfo);
 CHECK_API(SetTensorElementType);
 CHECK_API(SetDimensions);
+CHECK_API(GetTensorElementType);
 CHECK_API(GetDimensionsCount);
 CHECK_API(GetDimensions);
 CHECK_API(GetSymbolicDimensions);
@@ -79,18 +99,31 @@ CHECK_API(GetTensorTypeAndShape);
 CHECK_API(CreateCpuMemoryInfo);
 CHECK_API(AllocatorAlloc);
 CHECK_API(AllocatorFree);
+CHECK_API(GetAllocatorWithDefaultOptions);
 CHECK_API(KernelInfoGetAttribute_int64);
 CHECK_API(KernelInfoGetAttribute_string);
 CHECK_API(KernelContext_GetInput);
 CHECK_API(KernelContext_GetOutput);
+CHECK_API(ReleaseEnv);
 CHECK_API(ReleaseStatus);
 CHECK_API(ReleaseMemoryInfo);
+CHECK_API(ReleaseSession);
+CHECK_API(ReleaseValue);
+CHECK_API(ReleaseTypeInfo);
 CHECK_API(ReleaseTensorTypeAndShapeInfo);
+CHECK_API(ReleaseSessionOptions);
 CHECK_API(ReleaseCustomOpDomain);
+CHECK_API(SessionEndProfiling);
 CHECK_API(AddSessionConfigEntry);
 CHECK_API(ReleaseAllocator);
-CHECK_API(HasSessionConfigEntry);
+CHECK_API(RunWithBinding);
+CHECK_API(CreateIoBinding);
+CHECK_API(ReleaseIoBinding);
+CHECK_API(BindInput);
+CHECK_API(BindOutput);
+CHECK_API(RegisterCustomOpsLibrary_V2);
 CHECK_API(KernelInfo_GetInputName);
+CHECK_API(HasSessionConfigEntry);
 CHECK_API(KernelInfo_GetNodeName);
 CHECK_API(KernelInfoGetConstantInput_tensor);
 CHECK_API(KernelContext_GetAllocator);
@@ -130,11 +163,14 @@ static_assert(ours::kFail == ORT_FAIL);
 static_assert(ours::kInvalidArgument == ORT_INVALID_ARGUMENT);
 static_assert(ours::kFloat == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
 static_assert(ours::kUint8 == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
+static_assert(ours::kInt64 == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
 static_assert(ours::kBfloat16 == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16);
 static_assert(ours::kIntegerAttribute == ORT_OP_ATTR_INT);
+static_assert(ours::kDeviceAllocator == OrtDeviceAllocator);
 static_assert(ours::kArenaAllocator == OrtArenaAllocator);
 static_assert(ours::kMemTypeDefault == OrtMemTypeDefault);
 static_assert(ours::kRequired == INPUT_OUTPUT_REQUIRED);
 static_assert(ours::kOptional == INPUT_OUTPUT_OPTIONAL);
+static_assert(ours::kLogFatal == ORT_LOGGING_LEVEL_FATAL);
 
 }  // namespace
