@@ -204,7 +204,7 @@ class Device:
 
     def shell(self, script: str, doing: str, timeout_s: float = COMMAND_TIMEOUT_S) -> Output:
         """Run a script in the device's sh, whatever its exit code; names in it are the caller's to quote."""
-        output = self._run(["shell", f"(\n{script}\n)\necho; echo {_END_MARK} $?"], timeout_s, doing)
+        output = self._run(["shell", f"(\n{script}\n)\ncode=$?; echo; echo {_END_MARK} $code"], timeout_s, doing)
         stdout, mark, code = output.stdout.rpartition(f"\n{_END_MARK} ")
         if not mark or not code.strip().isdigit():
             raise self.lost(doing, output)
