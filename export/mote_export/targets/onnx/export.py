@@ -19,7 +19,8 @@ from mote_export.passes.onnx_ternary_moe import ONNX_TERNARY_MOE
 from mote_export.targets.base import ExportSettings
 from mote_export.targets.onnx.external_data import save_with_external_data
 from mote_export.targets.onnx.genai import write_genai_config, write_processor_config
-from mote_export.targets.onnx.graphs import DecoderGraph, EmbeddingGraph, VisionGraph
+from mote_export.targets.onnx.graphs import DecoderGraph, EmbeddingGraph, TextDecoderGraph, VisionGraph
+from mote_export.targets.onnx.transformers_files import write_transformers_files
 from mote_runtime.library import get_library_path
 
 logger = logging.getLogger(__name__)
@@ -31,11 +32,12 @@ EXAMPLE_IMAGES, EXAMPLE_SEQUENCE, EXAMPLE_PAST = 2, 7, 11
 
 
 def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> None:
-    """Writes the graphs, the configurations of onnxruntime-genai and a copy of the plugin, which it wants in the folder."""
+    """Writes the graphs, what onnxruntime-genai and transformers read beside them, and a copy of the plugin, as genai wants it there."""
     write_graphs(checkpoint, settings, folder)
     shutil.copyfile(get_library_path("onnxruntime"), folder / PLUGIN)
     write_genai_config(folder, model_spec(checkpoint, settings.context_length), PLUGIN)
     write_processor_config(folder, image_spec(checkpoint))
+    write_transformers_files(checkpoint, folder)
 
 
 def write_graphs(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> None:
@@ -77,7 +79,10 @@ def embedding_program(model: MoteForConditionalGeneration, settings: ExportSetti
     )
 
 
-def decoder_program(model: MoteForConditionalGeneration, settings: ExportSettings) -> torch.onnx.ONNXProgram:
+def decoder_program(
+    model: MoteForConditionalGeneration, settings: ExportSettings, *, from_ids: bool = False
+) -> torch.onnx.ONNXProgram:
+    """The decoder, which takes embeddings as mote_runtime and onnxruntime-genai feed it, or with `from_ids` the ids of a text."""
     config = model.config.text_config
     head_dim = attention_head_dim(config)
     layers = config.num_hidden_layers
@@ -86,15 +91,16 @@ def decoder_program(model: MoteForConditionalGeneration, settings: ExportSetting
         [torch.zeros(1, config.num_key_value_heads, EXAMPLE_PAST, head_dim) for _ in range(2)] for _ in range(layers)
     ]
     past_axes = {2: "past_sequence_length"}
+    ids = torch.zeros(1, EXAMPLE_SEQUENCE, dtype=torch.int64)
     program = _export(
-        DecoderGraph(model, settings.context_length),
+        (TextDecoderGraph if from_ids else DecoderGraph)(model, settings.context_length),
         (
-            torch.zeros(1, EXAMPLE_SEQUENCE, config.hidden_size),
+            ids if from_ids else torch.zeros(1, EXAMPLE_SEQUENCE, config.hidden_size),
             torch.ones(1, EXAMPLE_SEQUENCE + EXAMPLE_PAST, dtype=torch.int64),
             cache,
         ),
         ({1: "sequence_length"}, {1: "total_sequence_length"}, [[past_axes, past_axes] for _ in range(layers)]),
-        ["inputs_embeds", "attention_mask", *_cache_names("past_key_values", layers)],
+        ["input_ids" if from_ids else "inputs_embeds", "attention_mask", *_cache_names("past_key_values", layers)],
         ["logits", *_cache_names("present", layers)],
         settings,
     )

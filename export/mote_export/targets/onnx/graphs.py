@@ -60,3 +60,16 @@ class DecoderGraph(ExportedDecoder):
 
         last = run_layers(self.decoder, inputs_embeds, attend)
         return self.lm_head(last), present
+
+
+class TextDecoderGraph(DecoderGraph):
+    """The same from token ids [1, s], for clients of text models; it cannot see pictures."""
+
+    def __init__(self, model: MoteForConditionalGeneration, context_length: int) -> None:
+        super().__init__(model, context_length)
+        self.embedding = model.get_input_embeddings()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, past_key_values: list[list[Tensor]]
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        return super().forward(self.embedding(input_ids), attention_mask, past_key_values)
