@@ -73,7 +73,7 @@ def export(
     if opset not in OPSETS:
         raise MoteError(f"opset is {opset}, expected {OPSETS[0]} to {OPSETS[-1]}.")
     if isinstance(model, MoteForConditionalGeneration):
-        source: Path | Checkpoint = _checkpoint(model, processor)
+        source: Path | Checkpoint = checkpoint_of(model, processor)
     elif isinstance(model, torch.nn.Module):
         raise MoteError(
             f"the model is a {type(model).__name__}, expected a MoteForConditionalGeneration: see mote_export.model.upcycle."
@@ -97,7 +97,8 @@ def export(
         )
 
 
-def _checkpoint(model: MoteForConditionalGeneration, processor: ProcessorMixin | None) -> Checkpoint:
+def checkpoint_of(model: MoteForConditionalGeneration, processor: ProcessorMixin | None) -> Checkpoint:
+    """A model in memory with the files of its processor, as if it had been read from a folder."""
     if processor is None:
         raise MoteError(
             "a model in memory needs its processor as well: pass processor=AutoProcessor.from_pretrained(...)."
