@@ -3,14 +3,14 @@
 import argparse
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 import mote_runtime
 from mote_runtime.backends import RUNTIMES
+from mote_runtime.cli.profile_device import add_device_options, check_device_options, profile_on_device
 from mote_runtime.cli.run import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import MANIFEST_NAME
@@ -32,6 +32,8 @@ from mote_runtime.profile.settings import (
 
 logger = logging.getLogger("mote-profile")
 
+_CORE_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
+
 _EPILOG = """\
 examples:
   both runtimes of `mote-export --target all`; writes exported-profile/ with profile.json, report.html and trace.json
@@ -42,6 +44,8 @@ examples:
     mote-profile --compare before after --runtime onnxruntime
   two runs of before, without measuring anew; fails if B is shown to be more than 5 % slower
     mote-profile --compare monday-profile tuesday-profile --fail-if-slower 5
+  on the phone that adb sees (docs/device.md)
+    mote-profile exported --device
   one figure for a program
     mote-profile exported --no-trace --json | jq .runs[0].summary.decode_token_per_sec.median
 
@@ -117,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--cores", type=_cores, metavar="LIST", help="the cores to run on, such as 0,1 or 0-3; default: any"
     )
     how.add_argument("--no-verify", action="store_true", help="compare the sizes of the files only, not their SHA-256")
+    add_device_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder; default: DIR's name + -profile, here")
     output.add_argument("--no-trace", action="store_true", help="measure only")
@@ -157,18 +162,11 @@ class _count:  # noqa: N801 - a type for argparse
 
 
 def _cores(text: str) -> tuple[int, ...]:
-    cores: set[int] = set()
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            if not (first.isascii() and first.isdigit()) or int(last or first) > 1 << 16:
-                raise ValueError(text)
-            cores.update(range(int(first), int(last or first) + 1))
-    except ValueError:
-        cores = set()
-    if not cores:
+    parts = [_CORE_RANGE.fullmatch(part) for part in text.split(",")]
+    ranges = [(int(part[1]), int(part[2] or part[1])) for part in parts if part]
+    if len(ranges) != len(parts) or any(last < first for first, last in ranges):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of cores such as 0,1 or 0-3")
-    return tuple(sorted(cores))
+    return tuple(sorted({core for first, last in ranges for core in range(first, last + 1)}))
 
 
 def _sources(text: str) -> tuple[str, ...]:
@@ -186,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give either a folder or --compare A B")
     if arguments.fail_if_slower is not None and (arguments.compare is None or not arguments.fail_if_slower >= 0):
         parser.error("--fail-if-slower needs --compare and a percentage of at least 0")
+    check_device_options(parser, arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="mote-profile: %(message)s", force=True)
     command = ["mote-profile", *(sys.argv[1:] if argv is None else argv)]
     try:
@@ -230,6 +229,10 @@ def _profile(arguments: argparse.Namespace, command: list[str]) -> int:
         host.Subject(runtime, host.settings_for(path, common, verify=not arguments.no_verify))
         for runtime, path in exports.items()
     ]
+    if arguments.device is not None:
+        with profile_on_device(arguments, subjects, command) as (profile, traces):
+            _finish(arguments, profile, output, traces)
+        return EXIT_OK
     with host.progress(quiet=arguments.quiet) as progress:
         profile = host.profile(subjects, command, progress, in_turns=False)
     _finish(arguments, profile, output)
@@ -246,7 +249,7 @@ def _compare(arguments: argparse.Namespace, command: list[str]) -> int:
             _print_json({"comparisons": documents})
         else:
             for document in documents:
-                terminal.print_comparison(Console(), document)
+                terminal.print_comparison(terminal.stdout_console(), document)
         return _judge(comparisons, arguments.fail_if_slower)
     if any(earlier):
         profiled, other = (paths[earlier.index(which)] for which in (True, False))
@@ -294,7 +297,7 @@ def _finish(arguments: argparse.Namespace, profile: Profile, output: Path) -> No
     if arguments.json:
         _print_json(profile.document)
     else:
-        console = Console()
+        console = terminal.stdout_console()
         if not profile.document["comparisons"]:
             terminal.print_summary(console, profile.document)
         for comparison in profile.document["comparisons"]:

@@ -17,7 +17,7 @@ def print_summary(console: Console, document: Mapping[str, Any]) -> None:
     """The figures of all runs, and the operators that take most of a decode step."""
     runs: Sequence[Mapping[str, Any]] = document["runs"]
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
+    table.add_column("median ± deviation", no_wrap=True)
     for run in runs:
         table.add_column(escape(run["label"]), justify="right", no_wrap=True)
     for measure in MEASURES:
@@ -43,8 +43,7 @@ def _cell(values: Mapping[str, Any] | None, unit: str) -> str:
         return units.NOTHING
     if values["n"] == 1:
         return units.figure(values["median"], unit)
-    spread = units.with_deviation(values["mean"], values["standard_deviation"], unit)
-    return f"{units.figure(values['median'], unit)} [dim](mean {spread})[/]"
+    return units.with_deviation(values["median"], values["standard_deviation"], unit)
 
 
 def _print_operators(console: Console, run: Mapping[str, Any]) -> None:
@@ -60,20 +59,32 @@ def _print_operators(console: Console, run: Mapping[str, Any]) -> None:
 
 def print_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
     """A table of ratios and verdicts."""
-    title = f"A: {escape(comparison['a'])}   B: {escape(comparison['b'])}"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
-    for column in ("", "A", "B", "B / A", "95 %", "p", "B is"):
-        table.add_column(column, justify="left" if column in ("", "B is") else "right")
+    for side in ("a", "b"):
+        console.print(f"{side.upper()}: {escape(comparison[side])}", style="bold", highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "A", "B", "B / A (95 %)", "B is", "n"):
+        table.add_column(column, justify="left" if column in ("", "B is", "n") else "right", no_wrap=column != "")
     styles = {"faster": "green", "less": "green", "slower": "red", "more": "red"}
     for row in comparison["rows"]:
-        interval, style = row["interval"], styles.get(row["verdict"], "dim")
         table.add_row(
             row["title"],
             units.figure(row["median_a"], row["unit"]),
             units.figure(row["median_b"], row["unit"]),
-            units.NOTHING if row["ratio"] is None else f"{row['ratio']:.3f}",
-            units.NOTHING if interval is None else f"{interval[0]:.3f}–{interval[1]:.3f}",
-            units.NOTHING if row["p"] is None else f"{row['p']:.2g}",
-            f"[{style}]{row['verdict']} (n = {row['n_a']}, {row['n_b']})[/]",
+            _ratio(row),
+            f"[{styles.get(row['verdict'], 'dim')}]{row['verdict']}[/]",
+            f"{row['n_a']}, {row['n_b']}",
         )
     console.print(table)
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    if row["ratio"] is None:
+        return units.NOTHING
+    interval = row["interval"]
+    return f"{row['ratio']:.2f}" + (f" ({interval[0]:.2f}–{interval[1]:.2f})" if interval else "")
+
+
+def stdout_console() -> Console:
+    """A console for stdout; lines are not broken at 80 columns where no terminal asks for it."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)

@@ -48,9 +48,9 @@ def share(value: float | None) -> str:
     return NOTHING if value is None else f"{value * 100:.0f} %" if value >= 0.095 else f"{value * 100:.1f} %"
 
 
-def with_deviation(mean: float, deviation: float | None, unit: str) -> str:
-    """Mean ± standard deviation."""
+def with_deviation(value: float, deviation: float | None, unit: str) -> str:
+    """A value ± its deviation, in the same unit; a single value has none."""
     if deviation is None:
-        return figure(mean, unit)
-    factor, shown = _scale(mean, unit)
-    return f"{_digits(mean / factor)} ± {_digits(deviation / factor)} {shown}".rstrip()
+        return figure(value, unit)
+    factor, shown = _scale(value, unit)
+    return f"{_digits(value / factor)} ± {_digits(deviation / factor)} {shown}".rstrip()
