@@ -85,7 +85,7 @@ class Profiler:
         self.scratch.mkdir()
         self.runners = write_script(folder / "runners")
         self.settings = Settings(
-            str(export), "Is there a 7?", "", max_new_tokens=2, warmup=0, repetitions=1, trace_sources=()
+            str(export), "Is there a 7?", "", max_new_tokens=2, warmup=0, repetitions=1, loads=1, trace_sources=()
         )
         self.options = DeviceOptions(adb=str(fake.program), runner=str(self.runners))
         self.said: list[str] = []
@@ -97,7 +97,7 @@ class Profiler:
 
     def __call__(self, **changes: object) -> DeviceMeasurements:
         self.said.clear()
-        settings = {name: changes.pop(name) for name in ("trace_sources",) if name in changes}
+        settings = {name: changes.pop(name) for name in ("trace_sources", "loads") if name in changes}
         return measure_on_device(
             [replace(self.settings, **settings)],  # type: ignore[arg-type]
             replace(self.options, **changes),  # type: ignore[arg-type]
@@ -132,11 +132,13 @@ def is_running(pid: int) -> bool:
 
 
 def test_measures_and_leaves_nothing(profile: Profiler, fake: FakeAdb) -> None:
-    result = profile(trace_sources=("phases", "operators"))
+    result = profile(trace_sources=("phases", "operators"), loads=2)
     assert fake.left() == []
     assert result.left is None
     (measured,) = result.measurements
-    assert measured.record.to_json() == a_record() == measured.traced.to_json()  # type: ignore[union-attr]
+    assert measured.traced is not None
+    assert measured.record.to_json() == a_record() | {"load_ms": [90.0]}
+    assert measured.traced.to_json() == a_record()
     assert measured.phases is not None
     assert measured.phases.read_bytes() == b""
     facts = json.loads(json.dumps(result.to_json()))
@@ -298,6 +300,10 @@ def test_an_export_that_changed(profile: Profiler, fake: FakeAdb, tmp_path: Path
     with (folder / "model.pte").open("r+b") as stream:
         stream.write(b"changed")
     profile.settings = replace(profile.settings, folder=str(folder))
+    assert "it changed since the export or on the way" in profile.fails(AdbError)
+    assert fake.left() == []
+    (folder / "model.pte").write_bytes(b"short")
+    fake.replug()
     assert "model.pte" in profile.fails(ExportFolderError)
     assert fake.log() == []
 
@@ -369,7 +375,7 @@ def test_a_runner_for_another_system(fake: FakeAdb, profile: Profiler, tmp_path:
 def test_a_file_that_arrives_changed(profile: Profiler, fake: FakeAdb) -> None:
     fake.control(corrupt="model.pte")
     assert re.search(
-        r"model\.pte arrived on device FA4E01 with SHA-256 [0-9a-f]{64}, not as it was sent", profile.fails()
+        r"model\.pte has SHA-256 [0-9a-f]{64} on device FA4E01, which is not what was to be sent", profile.fails()
     )
     assert fake.left() == []
 

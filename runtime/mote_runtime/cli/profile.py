@@ -5,8 +5,9 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import mote_runtime
 from mote_runtime.backends import RUNTIMES
@@ -292,8 +293,10 @@ def _compare_earlier(paths: Sequence[Path], runtime: str | None) -> list[Compari
     return [compare_records((f"{paths[0]}, {a[0]}", f"{paths[1]}, {b[0]}"), a[1], b[1]) for a, b in common_pairs]
 
 
-def _finish(arguments: argparse.Namespace, profile: Profile, output: Path) -> None:
-    write_output(output, profile.files)
+def _finish(
+    arguments: argparse.Namespace, profile: Profile, output: Path, traces: Mapping[str, Path] = MappingProxyType({})
+) -> None:
+    write_output(output, profile.files, traces)
     if arguments.json:
         _print_json(profile.document)
     else:

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mote_runtime.errors import ExportFolderError, MoteError
-from mote_runtime.manifest import Manifest, sha256
+from mote_runtime.manifest import Manifest, Verification, sha256
 from mote_runtime.preprocess import load_image, preprocess_image
 from mote_runtime.profile.adb import Adb, AdbError, AttachedDevice, Device, Output, plain
 from mote_runtime.profile.device_facts import Facts, State, read_facts, read_state, throttled
@@ -31,7 +31,7 @@ from mote_runtime.profile.inner import EVENT, MAX_EVENTS
 from mote_runtime.profile.prompt import write_prompt
 from mote_runtime.profile.record import Record
 from mote_runtime.profile.sample import default_picture
-from mote_runtime.profile.settings import Settings
+from mote_runtime.profile.settings import TRACE_SOURCES, Settings
 from mote_runtime.profile.strict import read_json
 from mote_runtime.tokenizer import PromptTokenizer
 
@@ -156,7 +156,7 @@ def measure_on_device(
     """
     manifests = [Manifest.read(settings.path) for settings in subjects]
     for manifest in manifests:
-        manifest.verify()
+        manifest.verify(Verification.SIZES)  # the device computes the sums of what it is sent
     device = choose_device(Adb.find(options.adb), options.serial)
     facts, _ = read_facts(device)
     runner = find_runner(facts.abis, options.runner)
@@ -293,22 +293,28 @@ class _Session:
     say: Callable[[str], None]
 
     def measure(self, job: _Job) -> Measurement:
-        """Run one export's repetitions, then a traced one; raises MoteError."""
-        target = job.manifest.target
+        """Load one export as often as asked for, run its repetitions, then a traced one; raises MoteError."""
+        target, settings = job.manifest.target, job.settings
         before = self._wait_until_cool()
+        loads = [f"load-{number}" for number in range(1, settings.loads)]
+        for number, what in enumerate(loads, 1):
+            self.say(f"loading {target} on {plain(self.device.serial)}, {number} of {settings.loads}")
+            self._run(job, what, replace(settings, warmup=0, repetitions=1, max_new_tokens=1), ())
         self.say(f"measuring {target} on {plain(self.device.serial)}")
-        self._run(job, "record", job.settings.repetitions, ())
-        traced = bool(job.settings.trace_sources)
+        self._run(job, "record", settings, ())
         after = read_state(self.device)
+        traced = bool(settings.trace_sources)
         if traced:
             self.say(f"tracing {target} on {plain(self.device.serial)}")
-            self._run(job, "traced", 1, self._trace_options(job))
-        files = self._pull(job)
+            self._run(job, "traced", replace(settings, repetitions=1), self._trace_options(job))
+        files = self._pull(job, [*loads, "record", *(["traced"] if traced else [])])
+        records = {what: self._read_record(job, path) for what, path in files.items() if what not in TRACE_SOURCES}
+        times = tuple(records[what].model_load_end_ms - records[what].model_load_start_ms for what in loads)
         return Measurement(
             job.manifest,
-            job.settings,
-            self._read_record(job, files["record"]),
-            self._read_record(job, files["traced"]) if traced else None,
+            settings,
+            records["record"].with_loads(times),
+            records.get("traced"),
             files.get("phases"),
             files.get("operators"),
             before,
@@ -327,8 +333,7 @@ class _Session:
             for word in (option, self._path(job, what))
         )
 
-    def _run(self, job: _Job, what: str, repetitions: int, extra: Sequence[str]) -> None:
-        settings = job.settings
+    def _run(self, job: _Job, what: str, settings: Settings, extra: Sequence[str]) -> None:
         tools = f"{self.folder.path}/{self.tools.folder}"
         command = [f"{tools}/{RUNNER}", "--model", f"{self.folder.path}/{job.model.folder}"]
         command += ["--runtime", job.manifest.target]
@@ -339,7 +344,7 @@ class _Session:
             self._path(job, what),
         ]
         command += ["--max-new-tokens", str(settings.max_new_tokens)]
-        command += ["--warmup", str(settings.warmup), "--repetitions", str(repetitions)]
+        command += ["--warmup", str(settings.warmup), "--repetitions", str(settings.repetitions)]
         if settings.threads is not None:
             command += ["--threads", str(settings.threads)]
         if settings.cores is not None:
@@ -382,11 +387,9 @@ class _Session:
             self.say(f"waiting until {plain(self.device.serial)} is cool: {warm}")
             time.sleep(min(COOL_INTERVAL_S, max(deadline - time.monotonic(), 0.01)))
 
-    def _pull(self, job: _Job) -> dict[str, Path]:
-        """The files that the runner wrote, by what they are, each compared with the device's sum of it; raises AdbError."""
-        limits = {"record": MAX_RECORD_BYTES}
-        if job.settings.trace_sources:
-            limits["traced"] = MAX_RECORD_BYTES
+    def _pull(self, job: _Job, records: Sequence[str]) -> dict[str, Path]:
+        """These records and the traces, by what they are, each compared with the device's sum of it; raises AdbError."""
+        limits = dict.fromkeys(records, MAX_RECORD_BYTES)
         greatest = {"phases": MAX_PHASES_BYTES, "operators": MAX_OPERATORS_BYTES}
         limits |= {what: greatest[what] for what in job.settings.trace_sources}
         lines = ["look() { if [ -f $1 ]; then wc -c <$1 && sha256sum <$1 || exit 1; else echo 0; echo -; fi; }"]

@@ -189,9 +189,9 @@ class DeviceFolder:
         )
         if bad := next((line.split() for line in answer.splitlines() if line.startswith("bad ")), None):
             raise AdbError(
-                f"{plain(bad[1].rsplit('/', 1)[-1])} arrived on device {plain(self.device.serial)} with SHA-256 "
-                f"{plain(bad[2]) if len(bad) > 2 else 'unknown'}, not as it was sent; push again, and mistrust the cable or its "
-                "storage if that repeats"
+                f"{plain(bad[1].rsplit('/', 1)[-1])} has SHA-256 {plain(bad[2]) if len(bad) > 2 else 'unknown'} on device "
+                f"{plain(self.device.serial)}, which is not what was to be sent; it changed since the export or on the way, so "
+                "export it anew, or mistrust the cable and the device's storage"
             )
 
     def clean(self, keep: Sequence[Bundle]) -> None:

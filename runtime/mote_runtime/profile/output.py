@@ -1,14 +1,17 @@
 """Puts a profile's folder in place: complete or not at all, and never over anything but an earlier profile."""
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from mote_runtime.profile.build import PROFILE_FILE, REPORT_FILE, TRACE_FILE
 from mote_runtime.profile.record import FORMAT
 from mote_runtime.profile.strict import Fields, ProfileError, read_json
 
-_OURS = frozenset({PROFILE_FILE, REPORT_FILE, TRACE_FILE})
+RAW_FOLDER = "traces"  # of a device, as they were recorded
+_OURS = frozenset({PROFILE_FILE, REPORT_FILE, TRACE_FILE, RAW_FOLDER})
 
 
 def check_output(folder: Path) -> None:
@@ -34,8 +37,11 @@ def _is_profile(path: Path) -> bool:
         return False
 
 
-def write_output(folder: Path, files: Mapping[str, str]) -> None:
-    """Write the files under a temporary name beside `folder` and put them in its place; raises ProfileError."""
+def write_output(folder: Path, files: Mapping[str, str], traces: Mapping[str, Path] = MappingProxyType({})) -> None:
+    """Write the files under a temporary name beside `folder` and put them in its place; raises ProfileError.
+
+    `traces` are files to be copied into its folder `traces`, by name.
+    """
     check_output(folder)
     folder = folder.absolute()
     try:
@@ -44,6 +50,9 @@ def write_output(folder: Path, files: Mapping[str, str]) -> None:
             complete.mkdir()
             for name, content in files.items():
                 (complete / name).write_text(content, encoding="utf-8")
+            for name, path in traces.items():
+                (complete / RAW_FOLDER).mkdir(exist_ok=True)
+                shutil.copyfile(path, complete / RAW_FOLDER / name)
             if folder.exists():  # a folder cannot be renamed over one that is not empty
                 folder.rename(Path(scratch) / "old")
             try:

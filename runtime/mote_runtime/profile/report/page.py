@@ -386,7 +386,12 @@ def _measures(runs: Sequence[Mapping[str, Any]]) -> Markup:
 def _facts(document: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Markup:
     settings = {key: value for key, value in runs[0]["settings"].items() if value is not None}
     energy = document["energy"]
-    device = {key: _fact(key, value) for key, value in document["device"].items() if value is not None}
+    said = {
+        key: value
+        for key, value in document["device"].items()
+        if value not in (None, "") and not isinstance(value, dict)
+    }
+    device = {key: _fact(key, value) for key, value in said.items()}
     device["energy"] = "measured" if energy["measured"] else f"not measured: {energy['reason']}"
     isa = {run["label"]: run["record"]["isa"] for run in runs if run["record"]["isa"]}
     tables = [
