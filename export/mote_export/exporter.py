@@ -46,6 +46,7 @@ def export(
     verify: bool = True,
     samples: Sequence[Sample] = (),
     pack: PackOptions | None = None,
+    portable: bool = False,
 ) -> list[ExportResult]:
     """Exports a checkpoint to one or more targets; `output` appears complete and verified, or not at all.
 
@@ -56,15 +57,16 @@ def export(
         rtol: see `verify.relative_difference`.
         samples: questions to compare on, beside three built-in ones.
         pack: how the weights of the experts are stored; by default as `mote-export` does without options.
+        portable: the runtime's own operators compute the experts, without the plugin and slowly.
 
     Raises:
         MoteError: one sentence; nothing was written.
     """
     chosen = [TARGETS[name] for name in targets]
     check_output(output)
-    check_requirements(chosen)
+    check_requirements(chosen, portable=portable)
     checkpoint = load_checkpoint(source) if isinstance(source, Path) else _copy(source)
-    settings = ExportSettings(choose_context(checkpoint, context_length), opset)
+    settings = ExportSettings(choose_context(checkpoint, context_length), opset, portable)
     pack = pack or PackOptions()
     # Refuse an unusable tokenizer or image processor before the long work.
     check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack)
@@ -128,7 +130,7 @@ class _Job:
             self.settings.context_length,
             self.pack,
             self.source,
-            target.plugin_library,
+            None if self.settings.portable else target.plugin_library,
             asdict(self.memory) | {"total": self.memory.total},
         )
 
@@ -142,7 +144,7 @@ def check_output(output: Path) -> None:
         raise MoteError(f"{output} {found}: choose another folder with -o, or remove it first.")
 
 
-def check_requirements(targets: Sequence[Target]) -> None:
+def check_requirements(targets: Sequence[Target], *, portable: bool = False) -> None:
     """Raises MoteError where a package or a plugin that a target needs is not installed."""
     for target in targets:
         missing = [name for name in target.requires if not _importable(name)]
@@ -150,7 +152,8 @@ def check_requirements(targets: Sequence[Target]) -> None:
             raise MoteError(
                 f"target {target.name} needs {', '.join(missing)}, which is not installed: pip install 'mote[{target.extra}]'."
             )
-        get_library_path(target.runtime)
+        if not portable:
+            get_library_path(target.runtime)
 
 
 def _importable(name: str) -> bool:

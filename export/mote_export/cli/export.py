@@ -95,6 +95,7 @@ def _export(arguments: argparse.Namespace) -> "list[ExportResult]":
         rtol=arguments.rtol,
         verify=not arguments.no_verify,
         samples=[Sample(prompt, Path(image)) for image, prompt in arguments.sample],
+        portable=arguments.portable,
         pack=PackOptions(arguments.packing, arguments.shared_expert, group_size),
     )
 
@@ -140,6 +141,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=(*TARGET_NAMES, "all"),
         default="all",
         help="runtime to export for; 'all' writes DIR/onnx and DIR/executorch",
+    )
+    output.add_argument(
+        "--portable",
+        action="store_true",
+        help="write the experts in the runtime's own operators, so that the files run with no plugin, slowly and with more memory; "
+        "an ONNX file keeps the operators' nodes and is fast where the plugin is registered",
     )
     output.add_argument("--json", action="store_true", help="print the report as JSON")
     model = parser.add_argument_group("model")

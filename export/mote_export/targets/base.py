@@ -15,10 +15,12 @@ class ExportSettings:
     Attributes:
         context_length: positions in the KV cache: prompt, image tokens and answer together.
         opset: ONNX operator set.
+        portable: no operator of mote is left that needs a plugin; the runtime's own ones compute the same, slowly.
     """
 
     context_length: int
     opset: int
+    portable: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Target:
         name: value of `--target`, and the folder of `--target all`.
         runtime: the runtime's name in `mote.json` and in `mote-run --runtime`.
         requires: modules that must be importable to export and verify, and the extra that brings them.
-        plugin_library: name of the plugin's copy among the files, or None.
+        plugin_library: name of the plugin that the runtime needs, unless the export is portable.
         write: writes the target's own files of a checkpoint, whose experts are packed already, into a folder.
     """
 
@@ -37,5 +39,5 @@ class Target:
     runtime: Literal["onnxruntime", "executorch"]
     requires: Sequence[str]
     extra: str
-    plugin_library: str | None
+    plugin_library: str
     write: Callable[[Checkpoint, ExportSettings, Path], None]

@@ -8,6 +8,6 @@ EXECUTORCH = Target(
     runtime="executorch",
     requires=("executorch.exir",),
     extra="executorch",
-    plugin_library=None,
+    plugin_library="libmote_executorch.so",
     write=write,
 )

@@ -1,6 +1,7 @@
 """Checkpoint -> folder of ONNX graphs: passes, torch.onnx.export, external data that can be mapped, client configurations."""
 
 import copy
+import inspect
 import logging
 import shutil
 from pathlib import Path
@@ -17,7 +18,9 @@ from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
 from mote_export.passes.onnx_ternary_matmul import ONNX_TERNARY_MATMUL
 from mote_export.passes.onnx_ternary_moe import ONNX_TERNARY_MOE
 from mote_export.targets.base import ExportSettings
+from mote_export.targets.onnx.description import describe
 from mote_export.targets.onnx.external_data import save_with_external_data
+from mote_export.targets.onnx.functions import add_functions
 from mote_export.targets.onnx.genai import write_genai_config, write_processor_config
 from mote_export.targets.onnx.graphs import DecoderGraph, EmbeddingGraph, TextDecoderGraph, VisionGraph
 from mote_export.targets.onnx.transformers_files import write_transformers_files
@@ -32,10 +35,12 @@ EXAMPLE_IMAGES, EXAMPLE_SEQUENCE, EXAMPLE_PAST = 2, 7, 11
 
 
 def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> None:
-    """Writes the graphs, what onnxruntime-genai and transformers read beside them, and a copy of the plugin, as genai wants it there."""
+    """Writes the graphs, what onnxruntime-genai and transformers read beside them, and a copy of the plugin for genai."""
     write_graphs(checkpoint, settings, folder)
-    shutil.copyfile(get_library_path("onnxruntime"), folder / PLUGIN)
-    write_genai_config(folder, model_spec(checkpoint, settings.context_length), PLUGIN)
+    if not settings.portable:
+        shutil.copyfile(get_library_path("onnxruntime"), folder / PLUGIN)
+    plugin = None if settings.portable else PLUGIN
+    write_genai_config(folder, model_spec(checkpoint, settings.context_length), plugin)
     write_processor_config(folder, image_spec(checkpoint))
     write_transformers_files(checkpoint, folder)
 
@@ -133,4 +138,7 @@ def _export(
         verbose=False,
     )
     assert program is not None  # None only with an output path
+    describe(program.model, type(graph).__name__, inspect.cleandoc(graph.__doc__ or "").partition("\n")[0])
+    if settings.portable:
+        add_functions(program.model)
     return program

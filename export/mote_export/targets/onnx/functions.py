@@ -12,11 +12,12 @@ optimizes while it loads the model; one that does not unpacks them in every run.
 their structure (experts, formats); sizes come from inputs and attributes, so layers of all sizes share one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
@@ -25,14 +26,12 @@ from mote_export.packing import int4, one_six_bit, two_bit
 from mote_export.packing.lines import LANES as BYTES_OF_A_ROW
 from mote_export.packing.lines import ROWS
 
-FIRST_OPSET = 18  # of the operators' versions used here
 LANES = 16  # of the router's sums
 # exp of docs/operator.md: 2^n is looked up, as ONNX has no operator that makes a float of its bits.
 LEAST_POWER, GREATEST_POWER = -126, 127
 HORNER = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-ZERO_POINT = (
-    128  # of activations: uint8 beside int8 weights is the fastest product everywhere, and exact for ternary ones
-)
+# Of activations: uint8 beside int8 weights is the fastest product everywhere, and exact for ternary ones.
+ZERO_POINT = 128
 FLOAT_MAX = float(np.finfo(np.float32).max)
 # codes[byte, plane]: the value of each input that a byte of a packed line holds, less an offset that the product undoes
 TERNARY_CODES = {
@@ -43,35 +42,31 @@ INT4_CODES = ((np.arange(256)[:, None] >> int4.SHIFTS) & 15).astype(np.uint8)
 INT8_CODES = (np.arange(256, dtype=np.uint8) ^ 0x80)[:, None]  # unsigned, which is exact also where products saturate
 
 
-def add_functions(model: onnx.ModelProto) -> None:
+def add_functions(model: ir.Model) -> None:
     """Defines every operator of domain `mote` that `model` uses, in place.
 
     Raises:
         ValueError: nodes of one operator differ in a setting that decides the structure of its body.
     """
-    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    opset = model.opset_imports[""]
     for operator, write, structural in (
         (TERNARY_MOE, ternary_moe, MOE_STRUCTURE),
         (TERNARY_MATMUL, ternary_matmul, MATMUL_STRUCTURE),
     ):
-        nodes = [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, operator.name)]
+        nodes = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, operator.name)]
         if not nodes:
             continue
-        settings = [_settings(node, structural) for node in nodes]
+        settings = [{name: node.attributes[name].value for name in structural} for node in nodes]
         if any(found != settings[0] for found in settings):
             raise ValueError(
                 f"nodes of {operator.name} differ in {', '.join(structural)}, which one function cannot define"
             )
-        model.functions.append(write(operator, opset, **settings[0]))
+        function = ir.from_proto(write(operator, opset, **settings[0]))
+        model.functions[function.identifier()] = function
 
 
 MOE_STRUCTURE = ("num_experts", "top_k", "normalize_topk", "packing", "shared_format", "shared_group_size")
 MATMUL_STRUCTURE = ("packing",)
-
-
-def _settings(node: onnx.NodeProto, names: Iterable[str]) -> dict[str, Any]:
-    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return {name: value.decode() if isinstance(value := values[name], bytes) else value for name in names}
 
 
 class _Body:

@@ -12,8 +12,8 @@ from mote_runtime.manifest import ImageSpec, ModelSpec
 MODEL_TYPE = "videochat_flash_qwen"
 
 
-def write_genai_config(folder: Path, model: ModelSpec, plugin_library: str) -> None:
-    """genai_config.json."""
+def write_genai_config(folder: Path, model: ModelSpec, plugin_library: str | None) -> None:
+    """genai_config.json; without a plugin for a portable export."""
     config = {
         "model": {
             "type": MODEL_TYPE,
@@ -51,10 +51,11 @@ def write_genai_config(folder: Path, model: ModelSpec, plugin_library: str) -> N
     _write(folder / "genai_config.json", config)
 
 
-def _decoder(model: ModelSpec, plugin_library: str) -> dict[str, Any]:
+def _decoder(model: ModelSpec, plugin_library: str | None) -> dict[str, Any]:
+    plugin = {} if plugin_library is None else {"custom_ops_library": plugin_library}
     return {
         "filename": "model.onnx",
-        "session_options": {"provider_options": [], "custom_ops_library": plugin_library},
+        "session_options": {"provider_options": [], **plugin},
         "head_size": model.head_dim,
         "hidden_size": model.hidden_size,
         "num_attention_heads": model.num_attention_heads,
