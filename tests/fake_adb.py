@@ -4,7 +4,7 @@
 vanishes at the k-th command until `replug`), and looks at what was left.
 """
 
-import json
+import marshal
 import os
 import subprocess
 import sys
@@ -55,7 +55,7 @@ class FakeAdb:
     def control(self, **settings: object) -> None:
         """Change how it behaves; see `fake_adb_program.Program`."""
         self._settings |= settings
-        (self.folder / "control.json").write_text(json.dumps(self._settings))
+        (self.folder / "control").write_bytes(marshal.dumps(self._settings))
 
     def replug(self) -> None:
         """A device that vanished is there again, with what was on it; nothing vanishes any more; count and log are new."""
@@ -66,7 +66,7 @@ class FakeAdb:
     def log(self) -> list[list[str]]:
         """The commands since the beginning or `replug`."""
         path = self.folder / "log"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return marshal.loads(path.read_bytes()) if path.exists() else []
 
     def pushed(self) -> list[str]:
         """Names of the files pushed, as the device has them."""

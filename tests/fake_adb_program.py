@@ -5,18 +5,17 @@ folders that stand for devices. Commands run in the real sh, with stand-ins for 
 /data/local/tmp and the like inside the sandbox. A pushed program is executed only if it is executable on the device, and by
 `qemu` if it is built for 64-bit ARM. As adbd does, a command's shell is sent SIGHUP when its client dies.
 
-It is started hundreds of times, so it imports little.
+It is started hundreds of times, so it imports what takes no time: settings and log are Python literals, in marshal's format.
 """
 # ruff: noqa: PTH101, PTH103, PTH108, PTH110, PTH113, PTH116, PTH120, PTH123
 
-import json
+import marshal
 import os
-import re
 import sys
 import time
 
 # Folders and files of a device that are in its sandbox; whatever else a command names is this machine's.
-_MAPPED = re.compile(r"(?<![\w.-])(/data/local/tmp|/var/tmp|/sys/(?:devices|class|firmware)|/proc/meminfo|/lib/ld-)")
+_MAPPED = ("/data/local/tmp", "/var/tmp", "/sys/devices", "/sys/class", "/sys/firmware", "/proc/meminfo", "/lib/ld-")
 _AARCH64 = 183
 
 
@@ -39,14 +38,15 @@ class Program:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.settings = json.loads(_read(f"{folder}/control.json"))
+        self.settings = marshal.loads(_read(f"{folder}/control"))
 
     def run(self, arguments: list[str]) -> int:
         """The exit code of a command."""
-        with open(f"{self.folder}/log", "a+") as log:
-            log.write(json.dumps(arguments) + "\n")
-            log.seek(0)
-            number = len(log.readlines())
+        log = f"{self.folder}/log"
+        commands = marshal.loads(_read(log)) if os.path.exists(log) else []
+        commands.append(arguments)
+        _write(log, marshal.dumps(commands))
+        number = len(commands)
         vanishing = number == self.settings.get("vanish_at")
         during = vanishing and bool(self.settings.get("vanish_during"))
         if vanishing and not during:
@@ -164,7 +164,7 @@ class Program:
                 *((os.POSIX_SPAWN_OPEN, number, path, flags, 0o600) for number, path in enumerate(outputs, 1)),
             ],
         )
-        if vanishing and re.search(r"^exec ", command, re.MULTILINE):
+        if vanishing and "\nexec " in f"\n{command}":
             time.sleep(0.05)
             os.kill(pid, 9)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -178,18 +178,24 @@ class Program:
 
     def _under_qemu(self, command: str) -> str:
         """`exec PROGRAM` of a 64-bit ARM program by qemu; without the executable bit nothing is run here either."""
+        lines = []
+        for line in command.split("\n"):
+            path = line.removeprefix("exec ").split(" ", 1)[0]
+            if (
+                line.startswith("exec ")
+                and os.path.isfile(path)
+                and os.stat(path).st_mode & 0o111
+                and _is_aarch64(path)
+            ):
+                line = f"exec {' '.join(self.settings['qemu'])} {line.removeprefix('exec ')}"
+            lines.append(line)
+        return "\n".join(lines)
 
-        def emulated(match: re.Match[str]) -> str:
-            path = match[1]
-            if not os.path.isfile(path) or os.stat(path).st_mode & 0o111 == 0:
-                return match[0]
-            with open(path, "rb") as stream:
-                header = stream.read(20)
-            if header[:4] != b"\x7fELF" or int.from_bytes(header[18:20], "little") != _AARCH64:
-                return match[0]
-            return f"exec {' '.join(self.settings['qemu'])} {path}"
 
-        return re.sub(r"^exec (\S+)", emulated, command, flags=re.MULTILINE)
+def _is_aarch64(path: str) -> bool:
+    with open(path, "rb") as stream:
+        header = stream.read(20)
+    return header[:4] == b"\x7fELF" and int.from_bytes(header[18:20], "little") == _AARCH64
 
 
 def _fail(text: str) -> int:
@@ -208,4 +214,8 @@ def _write(path: str, content: bytes) -> None:
 
 
 def _to_sandbox(text: str, root: str) -> str:
-    return _MAPPED.sub(lambda match: f"{root}{match[1]}", text)
+    for number, prefix in enumerate(_MAPPED):  # in two steps, as the sandbox may itself be in /var/tmp
+        text = text.replace(prefix, f"\0{number}\0")
+    for number, prefix in enumerate(_MAPPED):
+        text = text.replace(f"\0{number}\0", root + prefix)
+    return text
