@@ -1,10 +1,13 @@
 """mote-profile over adb, with the stand-in of `fake_adb`: the whole protocol, its faults, and what is left after them."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 from fake_adb import SERIAL, FakeAdb
 
+from mote_runtime.cli.profile import main
 from mote_runtime.errors import ExportFolderError, MoteError
 from mote_runtime.profile import adb as adb_module
 from mote_runtime.profile import device as device_module
@@ -640,3 +644,97 @@ def test_the_next_run_cleans_up_after_a_lost_one(profile: Profiler, fake: FakeAd
     assert any(path.endswith("model.pte.part") for path in fake.left())
     profile()
     assert fake.left() == []
+
+
+# The program
+
+
+def arguments(profile: Profiler, *more: str) -> list[str]:
+    settings = profile.settings
+    return [
+        settings.folder,
+        *("--device", "--adb", str(profile.fake.program), "--runner", str(profile.runners)),
+        *("--loads", "1", "--warmup", "0", "--repetitions", "1", "--max-new-tokens", "2", "--no-trace", *more),
+    ]
+
+
+def test_the_program_writes_a_profile(
+    profile: Profiler, fake: FakeAdb, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(profile, "-o", str(tmp_path / "out"))) == 0
+    assert fake.left() == []
+    document = json.loads((tmp_path / "out" / "profile.json").read_text())
+    assert document["device"]["processor"] == "Stand-in Sandbox 1 (Paper P-1)"
+    assert (
+        document["device"]["before executorch"] == "thermal status 0, VIRTUAL-SKIN at 31.5 °C, battery 87 %, charging"
+    )
+    assert document["device"]["cores before executorch"] == "1 up to 1800 MHz (schedutil), 1 up to 2900 MHz (schedutil)"
+    assert document["device"]["states"]["executorch"]["throttled"] is None
+    assert document["versions"]["runner"] == "mote-runner 0.1.0"
+    assert document["runs"][0]["record"]["tool"] == "mote-runner 0.1.0"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Android 15 (API 35)" in page
+    assert "no sign of it before and after" in page
+    assert "median" in capsys.readouterr().out
+
+
+def test_the_program_fails_with_a_sentence(
+    profile: Profiler, fake: FakeAdb, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    fake.control(devices=[])
+    assert main(arguments(profile, "-o", str(output))) == 1
+    assert re.fullmatch(r"mote-profile: adb sees no device; .*\.\n", capsys.readouterr().err)
+    assert not output.exists()
+    assert main([str(tmp_path), "--device", "--adb", str(fake.program)]) == 1
+    assert re.fullmatch(r"mote-profile: .* has no mote\.json; .*\.\n", capsys.readouterr().err)
+
+
+def test_a_device_that_goes_while_it_is_cleaned(
+    profile: Profiler, fake: FakeAdb, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was measured is written, and the exit code says that something is left."""
+    fake.control(vanish_at=15)
+    assert main(arguments(profile, "-q", "-o", str(tmp_path / "out"))) == 1
+    assert (tmp_path / "out" / "report.html").exists()
+    sentence = capsys.readouterr().err
+    assert re.fullmatch(
+        r"mote-profile: the connection to device FA4E01 was lost while cleaning up \(adb: error: device 'FA4E01' not found\); "
+        r"/data/local/tmp/mote may be left on it: run mote-profile again, or remove it with: adb -s FA4E01 shell rm -rf "
+        r"/data/local/tmp/mote\.\n",
+        sentence,
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["DIR", "--keep-trace"],
+        ["DIR", "--cool-below", "30"],
+        ["DIR", "--device", "X", "--cool-below", "warm"],
+        ["--compare", "a", "b", "--device", "X"],
+    ],
+)
+def test_wrong_usage(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(options)
+    assert ended.value.code == 2
+    assert "--" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(profile: Profiler, fake: FakeAdb, tmp_path: Path, number: int, code: int) -> None:
+    write_script(profile.runners, f"echo $$ >{tmp_path}/pid; while :; do sleep 0.05; done")
+    command = [sys.executable, "-m", "mote_runtime.cli.profile", *arguments(profile, "-o", str(tmp_path / "out"))]
+    environment = os.environ | {"TMPDIR": str(tmp_path / "scratch")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as program:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        program.send_signal(number)
+        _, said = program.communicate(timeout=60)
+    assert (program.returncode, said) == (code, "")
+    assert fake.left() == []
+    assert not is_running(int((tmp_path / "pid").read_text()))
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,7 @@ from mote_runtime.profile.inner import EVENT, MAX_EVENTS
 from mote_runtime.profile.prompt import write_prompt
 from mote_runtime.profile.record import Record
 from mote_runtime.profile.sample import default_picture
-from mote_runtime.profile.settings import TRACE_SOURCES, Settings
+from mote_runtime.profile.settings import Settings
 from mote_runtime.profile.strict import read_json
 from mote_runtime.tokenizer import PromptTokenizer
 
@@ -73,8 +73,8 @@ class DeviceOptions:
 class Measurement:
     """One export measured on the device.
 
-    `record` is of the measured repetitions; `traced`, of another process, of what the two files hold: the operators' phases
-    and what the runtime's profiler wrote. Without tracing these three are None.
+    `record` is of the measured repetitions; `traced` of another process, whose operators' phases and runtime's profile are in
+    the files: `operators` has one for each part of the model in ONNX Runtime, and one for the whole in ExecuTorch.
     """
 
     manifest: Manifest
@@ -82,7 +82,7 @@ class Measurement:
     record: Record
     traced: Record | None
     phases: Path | None
-    operators: Path | None
+    operators: Mapping[str, Path]
     before: State
     after: State
 
@@ -307,8 +307,9 @@ class _Session:
         if traced:
             self.say(f"tracing {target} on {plain(self.device.serial)}")
             self._run(job, "traced", replace(settings, repetitions=1), self._trace_options(job))
-        files = self._pull(job, [*loads, "record", *(["traced"] if traced else [])])
-        records = {what: self._read_record(job, path) for what, path in files.items() if what not in TRACE_SOURCES}
+        written = [*loads, "record", *(["traced"] if traced else [])]
+        files = self._pull(job, written)
+        records = {what: self._read_record(job, files[what]) for what in written}
         times = tuple(records[what].model_load_end_ms - records[what].model_load_start_ms for what in loads)
         return Measurement(
             job.manifest,
@@ -316,7 +317,7 @@ class _Session:
             records["record"].with_loads(times),
             records.get("traced"),
             files.get("phases"),
-            files.get("operators"),
+            {part: files[what] for part, what in _operator_files(job).items() if what in files},
             before,
             after,
         )
@@ -390,8 +391,10 @@ class _Session:
     def _pull(self, job: _Job, records: Sequence[str]) -> dict[str, Path]:
         """These records and the traces, by what they are, each compared with the device's sum of it; raises AdbError."""
         limits = dict.fromkeys(records, MAX_RECORD_BYTES)
-        greatest = {"phases": MAX_PHASES_BYTES, "operators": MAX_OPERATORS_BYTES}
-        limits |= {what: greatest[what] for what in job.settings.trace_sources}
+        if "phases" in job.settings.trace_sources:
+            limits["phases"] = MAX_PHASES_BYTES
+        if "operators" in job.settings.trace_sources:
+            limits |= dict.fromkeys(_operator_files(job).values(), MAX_OPERATORS_BYTES)
         lines = ["look() { if [ -f $1 ]; then wc -c <$1 && sha256sum <$1 || exit 1; else echo 0; echo -; fi; }"]
         lines += [f"look {shlex.quote(self._path(job, what))}" for what in limits]
         sums = self.device.ask("\n".join(lines), "looking for its results").split("\n")
@@ -428,6 +431,14 @@ class _Session:
                 f"the record from device {plain(self.device.serial)} is of {record.runtime}; expected {job.manifest.target}"
             )
         return record
+
+
+def _operator_files(job: _Job) -> dict[str, str]:
+    """What the runner names the runtime's profile, by part of the model: each session of ONNX Runtime writes its own."""
+    if job.manifest.target != "onnxruntime":
+        return {"model": "operators"}
+    vision = {} if job.settings.image is None else {"vision": "operators.vision"}
+    return {"decoder": "operators", "embedding": "operators.embedding", **vision}
 
 
 def _sha256(path: Path) -> str:

@@ -43,8 +43,8 @@ def raw_files(measured: DeviceMeasurements) -> dict[str, Path]:
         target = each.manifest.target
         if each.phases is not None:
             kept[f"{target}-phases.bin"] = each.phases
-        if each.operators is not None:
-            kept[f"{target}-operators.{'json' if target == 'onnxruntime' else 'etdump'}"] = each.operators
+        for part, path in each.operators.items():
+            kept[f"{target}-{part}.{'json' if target == 'onnxruntime' else 'etdump'}"] = path
     return kept
 
 
