@@ -1,0 +1,91 @@
+// The kernels of attention against the definition in double precision.
+#include "attention.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <vector>
+
+namespace mote::runner {
+namespace {
+
+using Floats = std::vector<float>;
+
+Floats random_floats(size_t count, float scale, std::mt19937_64* rng) {
+  std::normal_distribution<float> normal(0.0f, scale);
+  Floats out(count);
+  for (float& value : out) value = normal(*rng);
+  return out;
+}
+
+Floats reference(const AttentionShape& s, const Floats& query, const Floats& keys, const Floats& values) {
+  Floats out(query.size());
+  for (size_t head = 0; head < s.query_heads; ++head) {
+    const size_t key_head = head / (s.query_heads / s.key_heads);
+    for (size_t i = 0; i < s.length; ++i) {
+      const size_t count = s.start + (s.is_causal ? i + 1 : s.length);
+      const float* q = query.data() + (i * s.query_heads + head) * s.head_size;
+      std::vector<double> weights(count);
+      for (size_t k = 0; k < count; ++k) {
+        for (size_t d = 0; d < s.head_size; ++d) {
+          weights[k] += static_cast<double>(q[d]) * keys[(k * s.key_heads + key_head) * s.head_size + d];
+        }
+        weights[k] *= s.scale;
+      }
+      const double peak = *std::max_element(weights.begin(), weights.end());
+      double sum = 0;
+      for (double& weight : weights) sum += weight = std::exp(weight - peak);
+      for (size_t d = 0; d < s.head_size; ++d) {
+        double value = 0;
+        for (size_t k = 0; k < count; ++k) {
+          value += weights[k] / sum * values[(k * s.key_heads + key_head) * s.head_size + d];
+        }
+        out[(i * s.query_heads + head) * s.head_size + d] = static_cast<float>(value);
+      }
+    }
+  }
+  return out;
+}
+
+TEST(Attention, AgreesWithItsDefinition) {
+  std::mt19937_64 rng(1);
+  const AttentionShape shapes[] = {
+      {1, 1, 1, 1, 0, true, 1.0f},      {1, 4, 2, 32, 70, true, 0.2f},   {65, 4, 2, 32, 0, true, 0.2f},
+      {7, 12, 2, 128, 131, true, 0.1f}, {3, 6, 3, 17, 63, false, 0.3f},  {130, 2, 2, 40, 1, true, 4.0f},
+      {1, 8, 1, 64, 300, true, 30.0f},  {5, 3, 1, 80, 0, false, 0.001f},
+  };
+  for (const AttentionShape& s : shapes) {
+    const size_t context = s.start + s.length + 3;
+    const Floats query = random_floats(s.length * s.query_heads * s.head_size, 1.0f, &rng);
+    Floats keys = random_floats(context * s.key_heads * s.head_size, 1.0f, &rng);
+    Floats values = random_floats(keys.size(), 1.0f, &rng);
+    const Floats expected = reference(s, query, keys, values);
+    // What lies behind the last position must not be read.
+    const size_t used = (s.start + s.length) * s.key_heads * s.head_size;
+    std::fill(keys.begin() + static_cast<std::ptrdiff_t>(used), keys.end(), std::nanf(""));
+    std::fill(values.begin() + static_cast<std::ptrdiff_t>(used), values.end(), std::nanf(""));
+    Floats out(query.size(), std::nanf(""));
+    const size_t rows = attention_rows(s);
+    for (size_t begin = 0; begin < rows; begin += 3) {
+      attend(s, query.data(), keys.data(), values.data(), out.data(), begin, std::min(rows, begin + 3));
+    }
+    // Scores are as large as the scale times the norms, and a softmax turns their absolute error into a relative one.
+    const double tolerance = 1e-6 * (1 + s.scale * static_cast<double>(s.head_size));
+    for (size_t i = 0; i < out.size(); ++i) {
+      ASSERT_NEAR(out[i], expected[i], tolerance) << "value " << i << ", head size " << s.head_size << ", start " << s.start;
+    }
+  }
+}
+
+TEST(Attention, LargeScoresDoNotOverflow) {
+  const AttentionShape shape = {1, 1, 1, 1, 2, true, 1.0f};
+  const Floats query = {1e4f}, keys = {-1e4f, 1e4f, 0.0f}, values = {1.0f, 2.0f, 3.0f};
+  Floats out(1);
+  attend(shape, query.data(), keys.data(), values.data(), out.data(), 0, 1);
+  EXPECT_EQ(out[0], 2.0f);
+}
+
+}  // namespace
+}  // namespace mote::runner
