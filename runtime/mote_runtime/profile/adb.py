@@ -25,6 +25,7 @@ _POLL_S = 0.1
 _SLOWEST_TRANSFER = 512 << 10  # bytes per second: an old phone on a bad cable
 _DEVICE_FULL = "No space left on device"
 _STATE = re.compile(r"no permissions\b|\S+")
+_LOG_PREFIX = re.compile(r"^adb [A-Z] [^]]*\.cpp:\d+\] ")
 _MODEL = re.compile(r"\bmodel:(\S+)")
 
 
@@ -71,7 +72,7 @@ class Output:
         lines = [line.strip() for line in (self.stderr + "\n" + self.stdout).splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith(("adb: error", "error:", "adb: "))]
         spoken = [line.strip() for line in self.stderr.splitlines() if line.strip()]
-        return plain((errors or spoken[-1:] or lines[-1:] or [""])[0])
+        return plain(_LOG_PREFIX.sub("", (errors or spoken[-1:] or lines[-1:] or [""])[0]))
 
 
 def plain(text: str, length: int = 300) -> str:

@@ -52,7 +52,8 @@ def _device(measured: DeviceMeasurements) -> dict[str, Any]:
     """What a reader of the report wants to know, in words, and `states` for programs."""
     found = measured.facts
     shown: dict[str, Any] = {"kind": "device"}
-    shown |= {name: value for name, value in found.to_json().items() if name not in ("abis", "folder", "free_bytes")}
+    hidden = ("serial", "abis", "folder", "free_bytes")  # profiles are published; a serial number is a person's device
+    shown |= {name: value for name, value in found.to_json().items() if name not in hidden}
     shown |= {"processor": _processor(found), "architecture": measured.runner.abi}
     for each in measured.measurements:
         shown |= _words(each)
