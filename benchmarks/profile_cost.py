@@ -20,7 +20,7 @@ from mote_runtime.profile.inner import InnerTrace
 from mote_runtime.profile.measure import Subject
 from mote_runtime.profile.measures import inter_token_ms
 from mote_runtime.profile.memory import MemorySampler
-from mote_runtime.profile.sample import DEFAULT_PROMPT, default_picture
+from mote_runtime.profile.sample import DEFAULT_TEXT_PROMPT
 from mote_runtime.profile.settings import Settings
 from mote_runtime.profile.statistics import compare, summarize
 
@@ -44,7 +44,7 @@ def make_export(folder: Path) -> Path:
 
 def measure(folder: Path, threads: int, rounds: int, new_tokens: int) -> dict[str, list[float]]:
     """Decode time in ms per step, a value for each answer, by way of running."""
-    common = Settings("", "", "", max_new_tokens=new_tokens, threads=threads, warmup=1)
+    common = Settings("", "", None, max_new_tokens=new_tokens, threads=threads, warmup=1)
     settings = host.settings_for(folder, common, verify=False)
     with MemorySampler() as sampler, tempfile.TemporaryDirectory() as profiles:
         plain = mote_runtime.load(folder, threads=threads, verify=False)
@@ -89,7 +89,7 @@ def answer_ms(pipeline: mote_runtime.Pipeline, new_tokens: int) -> float:
     """The same of an answer without anything of the profiler."""
     from mote_runtime.generation import now_ms
 
-    loop, _ = pipeline.measured_tokens(DEFAULT_PROMPT, default_picture(), new_tokens, stop=False)
+    loop, _ = pipeline.measured_tokens(DEFAULT_TEXT_PROMPT, None, new_tokens, stop=False)
     moments = [now_ms() for _ in loop]
     return summarize([after - before for before, after in itertools.pairwise(moments)]).median
 

@@ -146,10 +146,10 @@ def test_a_trace_that_nobody_watched_is_laid_out(raw_executorch: tuple[Path, Raw
     """As from a device: no calls seen from outside; with records of the same answer, of another, and without any."""
     etdump, watched = raw_executorch
     program = read_program(demo_export / "executorch" / "model.pte")
-    answer = [run for run in read_etdump(etdump, program) if run.part is not Part.OTHER][9:]
 
     def lay_out(**parts: Any) -> Any:
-        runs = {"program": [Run(run.part, run.begin_ns, run.end_ns, list(run.operators)) for run in answer]}
+        answer = [run for run in read_etdump(etdump, program) if run.part is not Part.OTHER][9:]
+        runs = {"program": answer}
         return build_timeline(
             RawTrace(**{"runs": runs, "calls": (), "marks": None, "moe_layers": (0, 1, 2, 3), "num_experts": 4} | parts)
         )
