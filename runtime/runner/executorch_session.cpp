@@ -4,12 +4,16 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstdio>
 #include <cstring>
+#include <mutex>
 #include <numeric>
+#include <utility>
 
 #include <executorch/devtools/etdump/etdump_flatcc.h>
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor_ptr_maker.h>
+#include <executorch/runtime/platform/platform.h>
 
 #include "check.h"
 #include "file.h"
@@ -77,9 +81,38 @@ std::string to_string(const int32_t* sizes, size_t rank) {
   return text + "]";
 }
 
+/// What ExecuTorch logs is for its developers, except the last error, which says more than the code that comes back.
+class Log {
+ public:
+  static void emit(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t, const char* message,
+                   size_t length) {
+    if (level == kFatal) std::fprintf(stderr, "mote-runner: executorch ends the process: %.*s\n",
+                                       static_cast<int>(length), message);
+    if (level != kError) return;
+    const std::lock_guard<std::mutex> lock(mutex());
+    last_error().assign(message, length);
+  }
+  static std::string take_error() {
+    const std::lock_guard<std::mutex> lock(mutex());
+    return std::exchange(last_error(), std::string());
+  }
+
+ private:
+  static std::mutex& mutex() {
+    static auto& mutex = *new std::mutex;  // never destroyed: other threads may log to the end
+    return mutex;
+  }
+  static std::string& last_error() {
+    static auto& text = *new std::string;
+    return text;
+  }
+};
+
 Status failed(const char* what, const char* method, Error error) {
-  return Status::error("executorch cannot %s %s: %s (code 0x%x)", what, method,
-                       ::executorch::runtime::to_string(error), static_cast<unsigned>(error));
+  const std::string reason = Log::take_error();
+  return Status::error("executorch cannot %s %s: %s (code 0x%x)%s%.180s", what, method,
+                       ::executorch::runtime::to_string(error), static_cast<unsigned>(error),
+                       reason.empty() ? "" : "; ", reason.c_str());
 }
 
 /// Loading it registers the operators.
@@ -90,6 +123,7 @@ Status ExecuTorchSession::load_plugin() const {
 
 Status ExecuTorchSession::open(const SessionOptions& options) {
   options_ = options;
+  ::executorch::runtime::register_pal(::executorch::runtime::PalImpl::create(Log::emit, "mote-runner"));
   RETURN_IF_ERROR(load_plugin());
   auto* threads = ::executorch::extension::threadpool::get_threadpool();
   if (threads == nullptr || !threads->_unsafe_reset_threadpool(static_cast<uint32_t>(options.threads))) {
