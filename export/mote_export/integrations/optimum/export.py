@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ UNSUPPORTED = {
     "device": "cpu",
     "_variant": "default",
 }
+NAME = "onnx_export_from_model"
+IMPORTERS = ("optimum.exporters.onnx", "optimum.exporters.onnx.__main__")
 PACK_OPTIONS = ("packing", "shared_expert", "shared_group_size")
 MODEL_KWARGS = (*PACK_OPTIONS, "context_length", "rtol")
 
@@ -39,7 +42,10 @@ MODEL_KWARGS = (*PACK_OPTIONS, "context_length", "rtol")
 def register() -> None:
     """Makes the model type known, and puts ours in front of optimum's functions, for MoTE models only."""
     TasksManager.create_register("onnx", overwrite_existing=True)(MoteConfig.model_type, *TASKS)(MoteOnnxConfig)
-    convert.onnx_export_from_model = _for_our_models(convert.onnx_export_from_model)
+    ours = _for_our_models(convert.onnx_export_from_model)
+    for module in (convert, *(sys.modules[name] for name in IMPORTERS if name in sys.modules)):
+        if NAME in vars(module):  # where it has not been imported to yet, it will be ours
+            setattr(module, NAME, ours)
     TasksManager._infer_task_from_model_name_or_path = _for_our_folders(
         TasksManager._infer_task_from_model_name_or_path
     )
