@@ -5,24 +5,28 @@
 Without DIR (what mote-export wrote for both targets) it makes a model of Qwen2.5-1.5B's shape with two layers, random
 weights and a smaller vocabulary, which takes about three minutes and 8 GB of memory. All ways of running are open in one
 process and take turns, in an order that rotates, so that whatever else the machine does meets all of them. Prints a table.
+On a busy machine only processor time tells something, and only with one thread: more of them wait busily for each other.
 """
 
 import argparse
 import itertools
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import mote_runtime
+from mote_runtime import Pipeline
 from mote_runtime.profile import host
 from mote_runtime.profile.inner import InnerTrace
 from mote_runtime.profile.measure import Subject
-from mote_runtime.profile.measures import inter_token_ms
 from mote_runtime.profile.memory import MemorySampler
 from mote_runtime.profile.sample import DEFAULT_TEXT_PROMPT
 from mote_runtime.profile.settings import Settings
-from mote_runtime.profile.statistics import compare, summarize
+from mote_runtime.profile.statistics import compare
 
 LAYERS, VOCAB = 2, 32768
 
@@ -42,8 +46,16 @@ def make_export(folder: Path) -> Path:
     return folder / "export"
 
 
-def measure(folder: Path, threads: int, rounds: int, new_tokens: int) -> dict[str, list[float]]:
-    """Decode time in ms per step, a value for each answer, by way of running."""
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Medians of the decode steps of one answer in ms: by the clock, and processor time of all threads of the process."""
+
+    wall: float
+    processor: float
+
+
+def measure(folder: Path, threads: int, rounds: int, new_tokens: int) -> dict[str, list[Steps]]:
+    """A value for each answer, by way of running."""
     common = Settings("", "", None, max_new_tokens=new_tokens, threads=threads, warmup=1)
     settings = host.settings_for(folder, common, verify=False)
     with MemorySampler() as sampler, tempfile.TemporaryDirectory() as profiles:
@@ -52,21 +64,21 @@ def measure(folder: Path, threads: int, rounds: int, new_tokens: int) -> dict[st
         noisy = Subject(settings, sampler, Path(profiles), traced=True)
         inner = InnerTrace(quiet.manifest.target)  # type: ignore[arg-type]
 
-        def with_phases(subject: Subject) -> float:
+        def with_phases(pipeline: Pipeline) -> Steps:
             inner.start()
             try:
-                return per_step(subject)
+                return decode(pipeline, new_tokens)
             finally:
                 inner.stop()
 
-        ways: dict[str, Callable[[], float]] = {
-            "mote_runtime.load, nothing of the profiler": lambda: answer_ms(plain, new_tokens),
-            "measured repetitions": lambda: per_step(quiet),
-            "traced: phases": lambda: with_phases(quiet),
-            "traced: operators": lambda: per_step(noisy),
-            "traced: operators and phases": lambda: with_phases(noisy),
+        ways: dict[str, Callable[[], Steps]] = {
+            "mote_runtime.load": lambda: decode(plain, new_tokens),
+            "measured repetitions": lambda: decode(quiet.pipeline, new_tokens),
+            "traced: phases": lambda: with_phases(quiet.pipeline),
+            "traced: operators": lambda: decode(noisy.pipeline, new_tokens),
+            "traced: operators and phases": lambda: with_phases(noisy.pipeline),
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        times: dict[str, list[Steps]] = {name: [] for name in ways}
         names = list(ways)
         for number in range(rounds + 1):
             for index in range(len(names)):
@@ -75,36 +87,34 @@ def measure(folder: Path, threads: int, rounds: int, new_tokens: int) -> dict[st
                 if number:  # the first round warms up
                     times[name].append(value)
         noisy.observed.end_profile()  # type: ignore[union-attr]
-        for each in (plain, quiet, noisy):
-            each.close()
+        for pipeline in (plain, quiet, noisy):
+            pipeline.close()
     return times
 
 
-def per_step(subject: Subject) -> float:
-    """Median time from token to token of one answer, as mote-profile takes it."""
-    return summarize(inter_token_ms(subject.repeat(keep=False))).median
-
-
-def answer_ms(pipeline: mote_runtime.Pipeline, new_tokens: int) -> float:
-    """The same of an answer without anything of the profiler."""
-    from mote_runtime.generation import now_ms
-
+def decode(pipeline: Pipeline, new_tokens: int) -> Steps:
+    """One answer, as mote-profile takes it."""
     loop, _ = pipeline.measured_tokens(DEFAULT_TEXT_PROMPT, None, new_tokens, stop=False)
-    moments = [now_ms() for _ in loop]
-    return summarize([after - before for before, after in itertools.pairwise(moments)]).median
+    moments = [(time.perf_counter(), time.process_time()) for _ in loop]
+    pairs = list(itertools.pairwise(moments))
+    walls, processors = ([(after[clock] - before[clock]) * 1e3 for before, after in pairs] for clock in (0, 1))
+    return Steps(statistics.median(walls), statistics.median(processors))
 
 
-def report(runtime: str, times: dict[str, list[float]]) -> str:
-    """A table: median and cost relative to the measured repetitions, with its 95 % interval."""
+def report(runtime: str, threads: int, times: dict[str, list[Steps]]) -> str:
+    """A table: medians, and the cost relative to the measured repetitions with its 95 % interval."""
     base = times["measured repetitions"]
-    lines = [f"{runtime}, {len(base)} answers each", "", "| | decode step, ms | cost | 95 % |", "|---|---|---|---|"]
+    lines = [f"{runtime}, {threads} threads, {len(base)} answers each", ""]
+    lines += ["| | decode step, ms | cost | processor time, ms | cost |", "|---|---|---|---|---|"]
     for name, values in times.items():
-        difference = compare(base, values)
-        assert difference.ratio is not None
-        assert difference.interval is not None
-        low, high = ((bound - 1) * 100 for bound in difference.interval)
-        cost = f"{(difference.ratio - 1) * 100:+.1f} %"
-        lines.append(f"| {name} | {difference.median_b:.3f} | {cost} | {low:+.1f} to {high:+.1f} % |")
+        cells = []
+        for clock in ("wall", "processor"):
+            found = compare([getattr(each, clock) for each in base], [getattr(each, clock) for each in values])
+            assert found.ratio is not None
+            assert found.interval is not None
+            low, high = ((bound - 1) * 100 for bound in found.interval)
+            cells += [f"{found.median_b:.3f}", f"{(found.ratio - 1) * 100:+.1f} % ({low:+.1f} to {high:+.1f})"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
@@ -120,10 +130,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.export or make_export(Path(temporary))
         for runtime, path in host.find_exports(folder, arguments.runtime).items():
-            print(
-                report(runtime, measure(path, arguments.threads, arguments.rounds, arguments.max_new_tokens)),
-                flush=True,
-            )
+            times = measure(path, arguments.threads, arguments.rounds, arguments.max_new_tokens)
+            print(report(runtime, arguments.threads, times), flush=True)
 
 
 if __name__ == "__main__":

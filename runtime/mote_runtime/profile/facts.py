@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import mote_runtime
 from mote_runtime.manifest import Manifest
 from mote_runtime.profile.bandwidth import last_level_cache_bytes
 
+_BUSY = 0.5  # of the cores in use by others
 _DISTRIBUTIONS = ("numpy", "onnxruntime", "executorch", "torch")
 
 
 def device_facts() -> dict[str, Any]:
-    """The machine, as it says itself; null where it does not."""
+    """The machine, as it says itself now, before anything is measured; null where it does not."""
     cpuinfo = _text("/proc/cpuinfo") or ""
     return {
         "kind": "host",
@@ -23,6 +25,7 @@ def device_facts() -> dict[str, Any]:
         "architecture": platform.machine(),
         "virtual": "hypervisor" in (_field(cpuinfo, "flags") or "").split(),
         "usable_cores": len(os.sched_getaffinity(0)),
+        "load_average": round(os.getloadavg()[0], 2),
         "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "last_level_cache_bytes": last_level_cache_bytes(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -59,6 +62,14 @@ def model_facts(manifest: Manifest) -> dict[str, Any]:
         "export_bytes": sum(entry.bytes for entry in manifest.files.values()),
         "source_sha256": str(manifest.source.get("sha256", "")),
     }
+
+
+def busy(device: Mapping[str, Any]) -> str | None:
+    """A phrase where others were using the machine when measuring began; None where not, or where nobody knows."""
+    load, cores = device.get("load_average"), device.get("usable_cores")
+    if not isinstance(load, int | float) or not isinstance(cores, int) or load <= cores * _BUSY:
+        return None
+    return f"the machine was busy when measuring began: a load of {load:.1f} on {cores} cores"
 
 
 def thread_count(threads: int | None, cores: tuple[int, ...] | None) -> int:

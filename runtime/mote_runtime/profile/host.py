@@ -100,6 +100,7 @@ def profile(
         if in_turns
         else [[each] for each in subjects]
     )
+    device = facts.device_facts()
     runs: list[MeasuredRun] = []
     for group in groups:
         records = session.measure([subject.settings for subject in group], progress)
@@ -111,7 +112,7 @@ def profile(
     settings = subjects[0].settings
     progress("reading memory for its limit")
     circumstances = Circumstances(
-        device=facts.device_facts(),
+        device=device,
         versions=facts.version_facts(),
         command=command,
         memory_limit=measure_bandwidth(facts.thread_count(settings.threads, settings.cores), settings.cores),

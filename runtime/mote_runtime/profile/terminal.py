@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mote_runtime.profile import units
+from mote_runtime.profile.facts import busy
 from mote_runtime.profile.measures import MEASURES
 
 _SHOWN_OPERATORS = 5
@@ -33,6 +34,8 @@ def print_summary(console: Console, document: Mapping[str, Any]) -> None:
     console.print(table)
     for run in runs:
         _print_operators(console, run)
+    if note := busy(document["device"]):
+        console.print(f"{escape(note)}: differences may be its", style="yellow", highlight=False)
     energy = document["energy"]
     if not energy["measured"]:
         console.print(f"energy: not measured, {escape(str(energy['reason']))}", style="dim", highlight=False)

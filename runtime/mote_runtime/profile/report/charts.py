@@ -144,7 +144,7 @@ def _area(upper: Sequence[tuple[float, float]], lower: Sequence[tuple[float, flo
 def heat_map(rows: Sequence[Sequence[int]], layers: Sequence[int]) -> Markup:
     """Tokens of each expert (columns) by layer (rows); the colour is the share of the layer's tokens."""
     columns = max(map(len, rows))
-    cell_width = min(84.0, (WIDTH - _LEFT - _RIGHT) / columns)
+    cell_width = min(120.0, (WIDTH - _LEFT - _RIGHT) / columns)
     cell_height = 26.0 if len(rows) <= 12 else 18.0
     height = 26 + cell_height * len(rows)
     children: list[Child] = []

@@ -6,6 +6,7 @@ from importlib import resources
 from typing import Any
 
 from mote_runtime.profile import units, vocabulary
+from mote_runtime.profile.facts import busy
 from mote_runtime.profile.measures import MEASURES, PERCENTILES, inter_token_ms
 from mote_runtime.profile.record import Record
 from mote_runtime.profile.report import charts
@@ -66,7 +67,8 @@ def _header(document: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> M
     prompt = runs[0]["record"]["repetitions"]
     tokens = f"{prompt[0]['prompt_tokens']} tokens in, {prompt[0]['generated_tokens']} out" if prompt else ""
     line = " · ".join(str(part) for part in [*parts, tokens, document["created"]] if part)
-    return tag("header", tag("h1", _title(runs)), tag("p", line))
+    note = busy(device)
+    return tag("header", tag("h1", _title(runs)), tag("p", line), tag("p", note, class_="bad") if note else None)
 
 
 def _headlines(runs: Sequence[Mapping[str, Any]]) -> Markup:
