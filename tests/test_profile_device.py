@@ -1,5 +1,6 @@
 """mote-profile over adb, with the stand-in of `fake_adb`: the whole protocol, its faults, and what is left after them."""
 
+import hashlib
 import json
 import os
 import re
@@ -119,9 +120,22 @@ class Profiler:
         return sentence
 
 
+@pytest.fixture(scope="session")
+def small_export(demo_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model's export with a few bytes for a program: to be pushed often, not to be run."""
+    folder = tmp_path_factory.mktemp("small") / "export"
+    shutil.copytree(demo_export / "executorch", folder)
+    (folder / "model.pte").write_bytes(bytes(range(256)) * 256)
+    manifest = json.loads((folder / "mote.json").read_text())
+    digest = hashlib.sha256((folder / "model.pte").read_bytes()).hexdigest()
+    manifest["files"]["model.pte"] = {"bytes": 65536, "sha256": digest}
+    (folder / "mote.json").write_text(json.dumps(manifest))
+    return folder
+
+
 @pytest.fixture
-def profile(fake: FakeAdb, demo_export: Path, tmp_path: Path) -> Profiler:
-    return Profiler(fake, demo_export / "executorch", tmp_path)
+def profile(fake: FakeAdb, small_export: Path, tmp_path: Path) -> Profiler:
+    return Profiler(fake, small_export, tmp_path)
 
 
 def is_running(pid: int) -> bool:
@@ -313,15 +327,15 @@ def test_an_export_that_changed(profile: Profiler, fake: FakeAdb, tmp_path: Path
 
 
 def test_no_space_for_what_has_to_be_pushed(profile: Profiler, fake: FakeAdb) -> None:
-    (fake.folder / SERIAL / "free_kb").write_text("33000\n")
+    (fake.folder / SERIAL / "free_kb").write_text("32800\n")
     sentence = profile.fails(DeviceFullError)
-    assert "has 33.8 MB free in /data/local/tmp/mote, but" in sentence
+    assert "has 33.6 MB free in /data/local/tmp/mote, but" in sentence
     assert fake.pushed() == []
     assert fake.left() == []
 
 
 def test_no_space_in_the_middle(profile: Profiler, fake: FakeAdb) -> None:
-    fake.control(full_after=100_000)
+    fake.control(full_after=30_000)
     sentence = profile.fails(DeviceFullError)
     assert "has no space left" in sentence
     assert "model.pte" in sentence

@@ -67,8 +67,8 @@ def find_runner(abis: Sequence[str], folder: str | Path | None = None) -> Runner
     found = f"there are runners for {', '.join(others)} only" if others else "there is none"
     wanted = " or ".join(names) or "this device, which names no ABI"
     raise MoteError(
-        f"no {RUNNER} for {wanted} in {looked}: {found}; build one (make runner-aarch64 for 64-bit ARM; docs/runner.md) or "
-        "name its folder with --runner"
+        f"no {RUNNER} for {wanted} in {looked}: {found}; build one (make runner-aarch64 for Linux on 64-bit ARM, the NDK "
+        "for Android: docs/runner.md) or name its folder with --runner"
     )
 
 
