@@ -41,8 +41,8 @@ n=${c##*cpu}
 for k in cpuinfo_max_freq scaling_max_freq scaling_cur_freq scaling_governor; do f $c/cpufreq/$k; p "core $n $k" "$v"; done
 done
 for z in /sys/class/thermal/thermal_zone*; do f $z/type; t=$v; f $z/temp; p "zone $t" "$v"; done
-dumpsys thermalservice 2>/dev/null | head -n 300 | while read -r l; do p thermal "$l"; done
-dumpsys battery 2>/dev/null | head -n 100 | while read -r l; do p battery "$l"; done
+dumpsys thermalservice 2>/dev/null | head -n 300 | sed 's/^[[:space:]]*/thermal\t/'
+dumpsys battery 2>/dev/null | head -n 100 | sed 's/^[[:space:]]*/battery\t/'
 """
 _FACTS_SCRIPT = (
     "".join(f'p {name} "$(getprop {name} 2>/dev/null)"\n' for name in _PROPERTIES)
