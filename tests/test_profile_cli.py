@@ -236,7 +236,10 @@ def test_a_model_that_ends_its_process_is_told(tmp_path: Path, capsys: pytest.Ca
 def test_an_interrupt_leaves_nothing_behind(export: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mote_runtime.cli.profile", str(export), "-o", str(tmp_path / "out")]
     with subprocess.Popen([*command, "--repetitions", "5000", "--loads", "1"], start_new_session=True) as process:
-        time.sleep(4)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 60
+        while not children.read_text().strip() and time.monotonic() < deadline:
+            time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 130
     assert list(tmp_path.iterdir()) == []

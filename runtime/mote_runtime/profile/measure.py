@@ -86,6 +86,7 @@ class Subject:
             repetitions=tuple(self._repetitions),
             memory=self._sampler.memory(),
             monotonic_to_epoch_ms=monotonic_to_epoch_ms(),
+            num_images=0 if self._image is None else 1,
         )
 
     def marks(self, answer: Repetition) -> Marks:

@@ -28,12 +28,15 @@ def _each(function: Callable[[Repetition], float | None]) -> Callable[[Record], 
     return lambda record: [value for each in record.repetitions if (value := function(each)) is not None]
 
 
-def has_image(repetition: Repetition) -> bool:
-    """Whether a picture was encoded; without one the mark stands at once behind the one before."""
-    return repetition.image_encode_end_ms - repetition.token_encode_end_ms > _NO_IMAGE_MS
+def _image_encode(record: Record) -> list[float]:
+    """None for a question without a picture: then the mark stands at once behind the one before."""
+    times = [each.image_encode_end_ms - each.token_encode_end_ms for each in record.repetitions]
+    if record.num_images is None:
+        return times if times and min(times) > _NO_IMAGE_MS else []
+    return times if record.num_images else []
 
 
-_NO_IMAGE_MS = 0.2
+_NO_IMAGE_MS = 0.05
 
 
 def inter_token_ms(repetition: Repetition) -> list[float]:
@@ -61,13 +64,7 @@ MEASURES = (
         "less",
         lambda record: [record.model_load_end_ms - record.model_load_start_ms, *record.load_ms],
     ),
-    Measure(
-        "image_encode_ms",
-        "image encode",
-        "ms",
-        "less",
-        _each(lambda each: each.image_encode_end_ms - each.token_encode_end_ms if has_image(each) else None),
-    ),
+    Measure("image_encode_ms", "image encode", "ms", "less", _image_encode),
     Measure(
         "prompt_eval_ms",
         "prompt through the decoder",

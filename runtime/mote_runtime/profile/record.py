@@ -151,7 +151,8 @@ class Record:
 
     `threads` and `cores` are None where they were left to the runtime and the system, `isa` where the operators did not
     say which instruction set they chose. `monotonic_to_epoch_ms` is the epoch's milliseconds minus CLOCK_MONOTONIC's.
-    `load_ms` holds the loading times of further processes that did nothing else.
+    `load_ms` holds the loading times of further processes that did nothing else. `num_images` of the question is None where
+    the record does not say.
     """
 
     tool: str
@@ -167,6 +168,7 @@ class Record:
     memory: Memory
     monotonic_to_epoch_ms: float | None = None
     load_ms: tuple[float, ...] = field(default=())
+    num_images: int | None = None
 
     def with_loads(self, load_ms: tuple[float, ...]) -> "Record":
         """The record with the loading times of further processes."""
@@ -215,4 +217,5 @@ class Record:
                 fields.number("monotonic_to_epoch_ms", -MAX_MS, MAX_MS) if fields.has("monotonic_to_epoch_ms") else None
             ),
             load_ms=fields.numbers("load_ms", 0, MAX_MS, MAX_REPETITIONS) if fields.has("load_ms") else (),
+            num_images=fields.integer("num_images", 0, 1 << 16) if fields.has("num_images") else None,
         )
