@@ -1,5 +1,6 @@
 """Sums over a timeline: where the time of each stage went, what was read, and how near to the limit of memory that came."""
 
+import bisect
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -112,14 +113,16 @@ def _phase_sums(timeline: Timeline) -> dict[str, dict[tuple[str, str], _Sum]]:
     """By stage, and by (phase, "routed", "shared" or "")."""
     groups = _stage_groups(timeline, vocabulary.PHASES_ANSWER)
     intervals = sorted((span.begin_ns, span.end_ns, name) for name, group in groups.items() for span in group)
+    begins = [begin for begin, _, _ in intervals]
     sums: dict[str, dict[tuple[str, str], _Sum]] = defaultdict(lambda: defaultdict(_Sum))
     on_main = [
         span for stages in groups.values() for stage in stages for span, _ in walk([stage]) if span.category == "phase"
     ]
     for span in [*on_main, *(span for track in timeline.workers.values() for span in track)]:
-        stage = next((name for begin, end, name in intervals if begin <= span.begin_ns <= end), None)
-        if stage is None:
+        index = bisect.bisect_right(begins, span.begin_ns) - 1
+        if index < 0 or span.begin_ns > intervals[index][1]:
             continue
+        stage = intervals[index][2]
         expert = span.arguments.get("expert")
         kind = "" if expert is None else "shared" if expert == "shared" else "routed"
         sums[stage][span.name.split(" ", 1)[0], kind].add(span.duration_ns, span.weight_bytes)

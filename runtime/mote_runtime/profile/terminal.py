@@ -35,7 +35,7 @@ def print_summary(console: Console, document: Mapping[str, Any]) -> None:
     for run in runs:
         _print_operators(console, run)
     if note := busy(document["device"]):
-        console.print(f"{escape(note)}: differences may be its", style="yellow", highlight=False)
+        console.print(escape(note), style="yellow", highlight=False)
     energy = document["energy"]
     if not energy["measured"]:
         console.print(f"energy: not measured, {escape(str(energy['reason']))}", style="dim", highlight=False)
