@@ -246,6 +246,8 @@ def test_the_wheel_holds_the_packages_and_the_plugins(wheel: Path) -> None:
     assert {name for name in names if not name.endswith(".py") and ".dist-info" not in name} == {
         "mote_export/py.typed",
         "mote_runtime/py.typed",
+        "mote_runtime/bin/libmote_runner_executorch.so",
+        "mote_runtime/bin/mote-runner",
         "mote_runtime/lib/libmote_ort.so",
         "mote_runtime/lib/libmote_executorch.so",
     }
