@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mote_export.model import MoteForConditionalGeneration
 from mote_export.passes import apply_passes
 from mote_export.passes.cached_sdpa import cached_sdpa
 from mote_export.passes.explicit_gelu_tanh import EXPLICIT_GELU_TANH
+from mote_export.passes.portable import PORTABLE_TERNARY_MATMUL, PORTABLE_TERNARY_MOE
 from mote_export.targets.base import ExportSettings
 from mote_export.targets.executorch.methods import TextDecoder, TextForward
 from mote_export.tokens import special_tokens
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 PROGRAM = "model.pte"
 DELEGATED_METHODS = ("vision_encoder", "text_decoder", "forward")
+PORTABLE = (PORTABLE_TERNARY_MOE, PORTABLE_TERNARY_MATMUL)
 EXAMPLE_SEQUENCE = 5  # above 1, or torch.export takes the length for a constant
 TENSOR_ALIGNMENT = 64  # a line of the packed layout
 SEGMENT_ALIGNMENT = 16 * 1024  # pages of recent phones
@@ -31,10 +34,12 @@ def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> Non
     """Writes model.pte."""
     model = copy.deepcopy(checkpoint.model)  # the passes work in place
     apply_passes(model.model, (EXPLICIT_GELU_TANH,))
-    apply_passes(model.get_decoder(), (cached_sdpa(settings.context_length),))
+    apply_passes(model.get_decoder(), (cached_sdpa(settings.context_length), *(PORTABLE if settings.portable else ())))
     with torch.no_grad():
         programs = export_methods(model, settings)
-    program = lower(programs, metadata(checkpoint, settings))
+    # XNNPACK's share of a portable layer does not give the layer's numbers (seen in 1.5): the decoder is left to portable kernels.
+    delegated = DELEGATED_METHODS[:1] if settings.portable else DELEGATED_METHODS
+    program = lower(programs, metadata(checkpoint, settings), delegated)
     with (folder / PROGRAM).open("wb") as file:
         program.write_to_file(file)
     logger.info("wrote %s", PROGRAM)
@@ -82,15 +87,19 @@ def metadata(checkpoint: Checkpoint, settings: ExportSettings) -> dict[str, Any]
     }
 
 
-def lower(programs: dict[str, ExportedProgram], constant_methods: dict[str, Any]) -> Any:
-    """Edge dialect, XNNPACK delegates, memory plan. Returns executorch's program manager."""
+def lower(
+    programs: dict[str, ExportedProgram],
+    constant_methods: dict[str, Any],
+    delegated: Sequence[str] = DELEGATED_METHODS,
+) -> Any:
+    """Edge dialect, XNNPACK delegates in the methods `delegated`, memory plan. Returns executorch's program manager."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
 
     edge = to_edge_transform_and_lower(
         programs,
-        partitioner={name: [XnnpackPartitioner()] for name in DELEGATED_METHODS},
+        partitioner={name: [XnnpackPartitioner()] for name in delegated},
         constant_methods=constant_methods,
         compile_config=EdgeCompileConfig(_check_ir_validity=False),  # it knows no custom operators
     )
