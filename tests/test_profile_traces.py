@@ -66,7 +66,7 @@ def test_both_runtimes_have_the_same_stages_and_are_nested(profile: Path) -> Non
     events = complete_events(trace)
     check_nesting(events)
     names = {event["pid"]: event["args"]["name"] for event in trace["traceEvents"] if event["name"] == "process_name"}
-    assert names == {1: "onnxruntime", 2: "executorch"}
+    assert (names[1], names[2]) == ("onnxruntime", "executorch")
     stages = {
         pid: [event["name"] for event in events if event["cat"] == "stage" and event["pid"] == pid] for pid in names
     }

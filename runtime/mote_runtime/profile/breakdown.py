@@ -29,14 +29,15 @@ class _Sum:
         )
 
 
-def breakdown(timeline: Timeline, limit_bytes_per_sec: float | None) -> dict[str, Any]:
+def breakdown(timeline: Timeline, light: Timeline | None, limit_bytes_per_sec: float | None) -> dict[str, Any]:
     """By stage: its time, its operators from the greatest on, and the phases of ours; times in ms.
 
     An operator's time is its own: that of a delegate's operators is theirs, the rest of the delegate is `(inside NAME)`. The rest
-    of a stage is the runtime's and Python's. Phases are sums over threads, so they may exceed their operator's time.
+    of a stage is the runtime's and Python's. Phases are sums over threads, so they may exceed their operator's time;
+    they are those of `light`, where the runtime's profiler did not slow them down, if there is one.
     """
     stages: dict[str, Any] = {}
-    phases = _phase_sums(timeline)
+    phases = _phase_sums(light or timeline)
     for name, group in _stage_groups(timeline, vocabulary.ANSWER).items():
         total = sum(span.duration_ns for span in group)
         sums: dict[str, _Sum] = defaultdict(_Sum)

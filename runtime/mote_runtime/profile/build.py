@@ -11,7 +11,7 @@ from mote_runtime.profile.bandwidth import Bandwidth
 from mote_runtime.profile.breakdown import breakdown, expert_load
 from mote_runtime.profile.chrome import TracedRun, chrome_trace
 from mote_runtime.profile.comparison import Comparison
-from mote_runtime.profile.measures import summary
+from mote_runtime.profile.measures import slowdown, summary
 from mote_runtime.profile.raw_trace import RawTrace
 from mote_runtime.profile.record import FORMAT, FORMAT_VERSION, Record
 from mote_runtime.profile.report import render
@@ -31,6 +31,8 @@ class MeasuredRun:
         record: of the measured process.
         trace: None without a trace.
         traced_record: of the process that was traced, if that was another; its memory and tokens are the trace's counters.
+        light: trace and record of a further answer in which only phases were recorded, where the runtime's own profiler slowed
+            the other down; phases are summed from it.
     """
 
     label: str
@@ -39,6 +41,7 @@ class MeasuredRun:
     record: Record
     trace: RawTrace | None = None
     traced_record: Record | None = None
+    light: tuple[Record, RawTrace] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ def build_profile(
 ) -> Profile:
     """All files of a profile; `trace.json` only if at least one of the runs was traced. Raises ProfileError."""
     timelines = [None if run.trace is None else build_timeline(run.trace) for run in runs]
+    lights = [None if run.light is None else build_timeline(run.light[1]) for run in runs]
     limit = circumstances.memory_limit
     speed = None if limit is None else limit.best_bytes_per_sec
     document = {
@@ -86,7 +90,7 @@ def build_profile(
         "versions": dict(circumstances.versions),
         "energy": {"measured": circumstances.no_energy is None, "reason": circumstances.no_energy},
         "memory_limit": None if limit is None else limit.to_json(),
-        "runs": [_run(run, timeline, speed) for run, timeline in zip(runs, timelines, strict=True)],
+        "runs": [_run(*parts, speed) for parts in zip(runs, timelines, lights, strict=True)],
         "comparisons": [each.to_json() for each in comparisons],
     }
     document = json.loads(json.dumps(document))  # from here on exactly what a reader of the file will see
@@ -96,12 +100,17 @@ def build_profile(
         for run, timeline in zip(runs, timelines, strict=True)
         if timeline is not None
     ]
+    traced += [
+        TracedRun(f"{run.label}, phases only", light, run.light[0])
+        for run, light in zip(runs, lights, strict=True)
+        if light is not None and run.light is not None
+    ]
     if traced:
         files[TRACE_FILE] = json.dumps(chrome_trace(traced), separators=(",", ":")) + "\n"
     return Profile(document, files, tuple(comparisons))
 
 
-def _run(run: MeasuredRun, timeline: Timeline | None, speed: float | None) -> dict[str, Any]:
+def _run(run: MeasuredRun, timeline: Timeline | None, light: Timeline | None, speed: float | None) -> dict[str, Any]:
     result: dict[str, Any] = {
         "label": run.label,
         "model": dict(run.model),
@@ -113,12 +122,14 @@ def _run(run: MeasuredRun, timeline: Timeline | None, speed: float | None) -> di
         "trace": None,
     }
     if timeline is not None:
-        result["breakdown"] = breakdown(timeline, speed)
+        result["breakdown"] = breakdown(timeline, light, speed)
         result["experts"] = expert_load(timeline)
         result["trace"] = {
             "clipped_spans": timeline.clipped,
             "greatest_clip_ns": timeline.greatest_clip_ns,
             "dropped_phases": timeline.dropped,
+            "slowdown": slowdown(run.record, run.traced_record),
+            "phases_slowdown": None if run.light is None else slowdown(run.record, run.light[0]),
             "answer_ms": round((timeline.answer_ns[1] - timeline.answer_ns[0]) / 1e6, 4),
         }
     return result

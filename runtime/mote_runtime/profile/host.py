@@ -17,8 +17,10 @@ from mote_runtime.profile.bandwidth import measure_bandwidth
 from mote_runtime.profile.build import Circumstances, MeasuredRun, Profile, build_profile
 from mote_runtime.profile.comparison import compare_records
 from mote_runtime.profile.energy import EnergyMeter
+from mote_runtime.profile.measures import GREATEST_SLOWDOWN, slowdown
+from mote_runtime.profile.record import Record
 from mote_runtime.profile.sample import DEFAULT_PROMPT, DEFAULT_TEXT_PROMPT
-from mote_runtime.profile.settings import DEFAULT_MAX_NEW_TOKENS, Settings
+from mote_runtime.profile.settings import DEFAULT_MAX_NEW_TOKENS, TRACE_SOURCES, Settings
 from mote_runtime.tokenizer import PromptTokenizer
 
 
@@ -105,10 +107,7 @@ def profile(
     for group in groups:
         records = session.measure([subject.settings for subject in group], progress)
         for subject, record in zip(group, records, strict=True):
-            traced = session.trace(subject.settings, progress) if subject.settings.trace_sources else (None, None)
-            manifest = Manifest.read(subject.settings.path)
-            shown = subject.settings.to_json()
-            runs.append(MeasuredRun(subject.label, facts.model_facts(manifest), shown, record, traced[1], traced[0]))
+            runs.append(_traced(subject, record, progress))
     settings = subjects[0].settings
     progress("reading memory for its limit")
     circumstances = Circumstances(
@@ -121,6 +120,22 @@ def profile(
     pairs = zip(runs[::2], runs[1::2], strict=True) if in_turns else ()
     comparisons = [compare_records((a.label, b.label), a.record, b.record) for a, b in pairs]
     return build_profile(runs, circumstances, comparisons)
+
+
+def _traced(subject: Subject, record: Record, progress: session.Progress) -> MeasuredRun:
+    """The run with its trace; where the runtime's own profiler slowed it down, phases are recorded once more without it."""
+    settings = subject.settings
+    model = facts.model_facts(Manifest.read(settings.path))
+    if not settings.trace_sources:
+        return MeasuredRun(subject.label, model, settings.to_json(), record)
+    traced_record, trace = session.trace(settings, progress)
+    light = None
+    if (
+        set(settings.trace_sources) == set(TRACE_SOURCES)
+        and (slowdown(record, traced_record) or 1.0) > GREATEST_SLOWDOWN
+    ):
+        light = session.trace(replace(settings, trace_sources=("phases",)), progress)
+    return MeasuredRun(subject.label, model, settings.to_json(), record, trace, traced_record, light)
 
 
 @contextlib.contextmanager

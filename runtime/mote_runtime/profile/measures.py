@@ -9,6 +9,7 @@ from mote_runtime.profile.record import Record, Repetition
 from mote_runtime.profile.statistics import Summary, percentile, summarize
 
 PERCENTILES = (50, 95, 99)
+GREATEST_SLOWDOWN = 1.05  # of a traced decode step; beyond it phases are recorded once more, and it is said
 
 Better = Literal["less", "more"]
 
@@ -129,3 +130,14 @@ def summary(record: Record) -> dict[str, Any]:
 
 def _rounded(values: Summary) -> dict[str, Any]:
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(values).items()}
+
+
+def slowdown(measured: Record, traced: Record | None) -> float | None:
+    """How many times as long a median decode step took while it was traced; None where either has no steps."""
+    medians = []
+    for record in (measured, traced):
+        times = [time for each in (record.repetitions if record else ()) for time in inter_token_ms(each)]
+        if not times:
+            return None
+        medians.append(percentile(times, 50))
+    return round(medians[1] / medians[0], 4) if medians[0] > 0 else None

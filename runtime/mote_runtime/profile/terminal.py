@@ -9,7 +9,7 @@ from rich.table import Table
 
 from mote_runtime.profile import units
 from mote_runtime.profile.facts import busy
-from mote_runtime.profile.measures import MEASURES
+from mote_runtime.profile.measures import GREATEST_SLOWDOWN, MEASURES
 
 _SHOWN_OPERATORS = 5
 
@@ -50,6 +50,10 @@ def _cell(values: Mapping[str, Any] | None, unit: str) -> str:
 
 
 def _print_operators(console: Console, run: Mapping[str, Any]) -> None:
+    factor = (run["trace"] or {}).get("slowdown")
+    if factor is not None and factor > GREATEST_SLOWDOWN:
+        text = f"{run['label']}: with the runtime's own profiler a decode step took {factor:.1f} times as long"
+        console.print(escape(text), style="yellow", highlight=False)
     for name, stage in (run["breakdown"] or {}).items():
         if name not in ("prefill", "decode step") or not stage["operators"]:
             continue

@@ -7,7 +7,7 @@ from typing import Any
 
 from mote_runtime.profile import units, vocabulary
 from mote_runtime.profile.facts import busy
-from mote_runtime.profile.measures import MEASURES, PERCENTILES, inter_token_ms
+from mote_runtime.profile.measures import GREATEST_SLOWDOWN, MEASURES, PERCENTILES, inter_token_ms
 from mote_runtime.profile.record import Record
 from mote_runtime.profile.report import charts
 from mote_runtime.profile.report.markup import Child, Markup, join, tag, trusted
@@ -180,10 +180,17 @@ def _operators(runs: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) ->
     cards = []
     for run in runs:
         parts: list[Child] = [tag("h3", run["label"])]
+        factor = (run.get("trace") or {}).get("slowdown")
+        if factor is not None and factor > GREATEST_SLOWDOWN:
+            parts.append(
+                tag(
+                    "p", f"The runtime's own profiler made a decode step take {factor:.1f} times as long.", class_="bad"
+                )
+            )
         for stage, figures in (run.get("breakdown") or {}).items():
             if figures["operators"]:
                 parts.append(_stage(stage, figures, colours))
-        if len(parts) > 1:
+        if run.get("breakdown"):
             cards.append(tag("section", parts, class_="card"))
     if not cards:
         return None
