@@ -73,7 +73,7 @@ def conversation(question: Question) -> list[dict[str, object]]:
 
 
 def test_pipeline_answers_as_the_reference(folder: Path, questions: list[Question], expected: list[str]) -> None:
-    ask = pipeline("image-text-to-text", model=str(folder), use_fast=False)
+    ask = pipeline("image-text-to-text", model=str(folder))
     for question, answer in zip(questions, expected, strict=True):
         [found] = ask(text=conversation(question), max_new_tokens=MAX_NEW_TOKENS, return_full_text=False)
         assert found["generated_text"] == answer, question.prompt
