@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from arm import build_arm_runner, qemu_command
 from fake_adb import SERIAL, FakeAdb
 
+import mote_runtime
 from mote_runtime.cli.profile import main
 from mote_runtime.errors import ExportFolderError, MoteError
 from mote_runtime.profile import adb as adb_module
@@ -27,6 +29,7 @@ from mote_runtime.profile.device_facts import Core, State, parse_state, read_fac
 from mote_runtime.profile.device_folder import DeviceBusyError
 from mote_runtime.profile.device_runner import find_runner
 from mote_runtime.profile.record import Memory, Record, Repetition
+from mote_runtime.profile.sample import DEFAULT_PROMPT, default_picture
 from mote_runtime.profile.settings import Settings
 
 FOLDER = "/data/local/tmp/mote"
@@ -752,3 +755,74 @@ def test_interrupted(profile: Profiler, fake: FakeAdb, tmp_path: Path, number: i
     assert not is_running(int((tmp_path / "pid").read_text()))
     assert list((tmp_path / "scratch").iterdir()) == []
     assert not (tmp_path / "out").exists()
+
+
+# 64-bit ARM
+
+
+@pytest.fixture(scope="session")
+def arm_runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the runner for 64-bit ARM with both runtimes."""
+    return build_arm_runner(tmp_path_factory.mktemp("arm")).parent
+
+
+def own_answer(folder: Path, tokens: int) -> list[int]:
+    """What this computer answers to the default question."""
+    with mote_runtime.load(folder, threads=1) as pipeline:
+        loop, _ = pipeline.measured_tokens(DEFAULT_PROMPT, default_picture(), tokens, stop=False)
+        return list(loop)
+
+
+@pytest.mark.slow
+def test_real_arm_code(fake: FakeAdb, demo_export: Path, arm_runner: Path, tmp_path: Path) -> None:
+    """The whole way with the real runner and both runtimes, by QEMU: the same tokens as here, and whole traces."""
+    emulator, *options = qemu_command(tmp_path, arm_runner / "mote-runner")[:-1]
+    fake.control(
+        qemu=[emulator, "-cpu", "cortex-a76", *options]
+    )  # as a phone has; with i8mm and SVE QEMU takes thrice as long
+    output, tokens = tmp_path / "out", 2
+    code = main(
+        [
+            *(str(demo_export), "--device", "--adb", str(fake.program), "--runner", str(arm_runner), "-o", str(output)),
+            *("--max-new-tokens", str(tokens), "--warmup", "0", "--repetitions", "1", "--loads", "1", "--threads", "1"),
+            "--keep-trace",
+        ]
+    )
+    assert code == 0
+    assert fake.left() == []
+    document = json.loads((output / "profile.json").read_text())
+    assert document["device"]["architecture"] == ABI
+    assert [run["label"] for run in document["runs"]] == ["onnxruntime", "executorch"]
+    for run, folder in zip(document["runs"], ("onnx", "executorch"), strict=True):
+        record = run["record"]
+        assert record["tool"].startswith("mote-runner ")
+        assert record["isa"] == "neon_dotprod"
+        assert record["repetitions"][0]["token_ids"] == own_answer(demo_export / folder, tokens)
+        prompt_tokens = record["repetitions"][0]["prompt_tokens"]
+        assert all(sum(row) == prompt_tokens + tokens - 1 for row in run["experts"]["tokens"])
+        stages = run["breakdown"]
+        assert {"image encode", "prefill", "decode step"} <= set(stages)
+        assert stages["decode step"]["count"] == tokens - 1
+        assert any(operator["name"] == "TernaryMoE" for operator in stages["prefill"]["operators"])
+    names = {event["name"] for event in json.loads((output / "trace.json").read_text())["traceEvents"]}
+    assert {"TernaryMoE", "gate_up shared", "down shared", "router", "prefill"} <= names
+    assert sorted(path.name for path in (output / "traces").iterdir()) == [
+        "executorch-model.etdump",
+        "executorch-phases.bin",
+        "onnxruntime-decoder.json",
+        "onnxruntime-embedding.json",
+        "onnxruntime-phases.bin",
+        "onnxruntime-vision.json",
+    ]
+
+
+def test_the_stand_in_heeds_executable_bits(fake: FakeAdb, tmp_path: Path) -> None:
+    """Or a forgotten chmod would go unseen."""
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho done\n")
+    program.chmod(0o600)
+    device = Device(Adb.find(str(fake.program)), SERIAL)
+    device.push(program, "/data/local/tmp/program")
+    assert device.execute(["/data/local/tmp/program"], "running", 10.0).exit_code == 126
+    device.ask("chmod 755 /data/local/tmp/program", "making it executable")
+    assert device.execute(["/data/local/tmp/program"], "running", 10.0).stdout == "done\n"
