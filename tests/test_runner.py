@@ -253,12 +253,12 @@ def test_a_missing_runtime_is_one_sentence(
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(host_runner(), alone)
-    result = subprocess.run(
-        [alone / "mote-runner", *command("executorch", demo_export, tmp_path / "p", tmp_path / "o.json")],
-        capture_output=True,
-        text=True,
-    )
+    prompt = questions("onnxruntime").prompts[3]
+    arguments = command("executorch", demo_export / "executorch", prompt, tmp_path / "o.json")
+    result = subprocess.run([alone / "mote-runner", *arguments], capture_output=True, text=True)
     assert result.returncode == 1
+    assert "the runner's half for ExecuTorch cannot be loaded" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 ATTENTION = """
