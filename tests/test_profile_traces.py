@@ -127,6 +127,7 @@ def test_weights_read_agree_between_the_runtimes(document: dict[str, Any]) -> No
 
 def test_clocks_are_brought_together_closely(raw_executorch: tuple[Path, RawTrace]) -> None:
     timeline = build_timeline(raw_executorch[1])
+    assert build_timeline(raw_executorch[1]) == timeline  # what it is made of stays as it is
     assert timeline.alignments["program"].uncertainty_ns < 50_000
     assert timeline.greatest_clip_ns < 5_000
     assert timeline.dropped == 0

@@ -1,6 +1,6 @@
 """What the runtimes' own profilers recorded, in one form: runs of a part of the model, with the operators inside."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -34,6 +34,11 @@ class Span:
         """Its length."""
         return self.end_ns - self.begin_ns
 
+    def copy(self) -> "Span":
+        """An equal one that shares nothing with it."""
+        children = [child.copy() for child in self.children]
+        return replace(self, arguments=dict(self.arguments), children=children)
+
     def shift(self, offset_ns: int) -> None:
         """Move it, with its children, to another clock."""
         self.begin_ns += offset_ns
@@ -50,6 +55,10 @@ class Run:
     begin_ns: int
     end_ns: int
     operators: list[Span]
+
+    def copy(self) -> "Run":
+        """An equal one that shares nothing with it."""
+        return replace(self, operators=[span.copy() for span in self.operators])
 
     def shift(self, offset_ns: int) -> None:
         """Move it, with its operators, to another clock."""

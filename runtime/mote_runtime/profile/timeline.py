@@ -2,7 +2,7 @@
 
 import bisect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,7 +43,8 @@ class Timeline:
 
 
 def build_timeline(raw: RawTrace) -> Timeline:
-    """Raises ProfileError where the parts of the trace contradict each other."""
+    """Lay out a trace, which stays as it is; raises ProfileError where its parts contradict each other."""
+    raw = replace(raw, runs={clock: [run.copy() for run in runs] for clock, runs in raw.runs.items()})
     phases = _Phases(raw)
     alignments, matched = _align_runs(raw, phases)
     if raw.marks is not None:
