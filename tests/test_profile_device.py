@@ -739,7 +739,7 @@ def test_wrong_usage(options: list[str], capsys: pytest.CaptureFixture[str]) -> 
     assert "--" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_interrupted(profile: Profiler, fake: FakeAdb, tmp_path: Path, number: int, code: int) -> None:
     write_script(profile.runners, f"echo $$ >{tmp_path}/pid; while :; do sleep 0.05; done")
     command = [sys.executable, "-m", "mote_runtime.cli.profile", *arguments(profile, "-o", str(tmp_path / "out"))]

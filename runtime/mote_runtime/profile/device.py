@@ -46,6 +46,7 @@ COOL_INTERVAL_S = 5.0
 # A phone is warm to the hand above the first; a board's hottest zone is its processor, which is warmer inside.
 COOL_BELOW, COOL_BELOW_ZONE = 38.0, 60.0
 _NOT_FOUND, _NOT_EXECUTABLE, _KILLED = 127, 126, 128
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +229,7 @@ class _Job:
 def _cleaned_up_after_errors(folder: DeviceFolder, keep: Sequence[Bundle]) -> Iterator[None]:
     """Clean the device if the block does not end well; the error then says what could not be removed."""
     try:
-        with _sigterm_raises():
+        with _ending_signals_raise():
             yield
     except BaseException as error:
         left = _clean(folder, keep)
@@ -250,8 +251,8 @@ def _clean(folder: DeviceFolder, keep: Sequence[Bundle]) -> str | None:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends the program through its exception handlers, with the exit code that a shell expects."""
+def _ending_signals_raise() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the program through its exception handlers, with the exit code that a shell expects."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(_KILLED + number)
@@ -259,11 +260,13 @@ def _sigterm_raises() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield
         return
-    previous = signal.signal(signal.SIGTERM, end)
+    heeded = [number for number in _ENDING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as with nohup
+    previous = {number: signal.signal(number, end) for number in heeded}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -272,7 +275,7 @@ def _uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *_ENDING_SIGNALS)}
     try:
         yield
     finally:
