@@ -61,7 +61,7 @@ test-cpp-%: $(VENV)/.stamp
 	cmake -S . -B build/test-$* -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMOTE_BUILD_TESTS=ON -DMOTE_BUILD_PLUGINS=$(PLUGINS_$*) \
 	  -DMOTE_SANITIZE=$(SANITIZE_$*) >build/test-$*.log 2>&1 || { cat build/test-$*.log; exit 1; }
 	cmake --build build/test-$*
-	$(RUN_$*) ctest --test-dir build/test-$* --output-on-failure
+	$(RUN_$*) ctest --test-dir build/test-$* --parallel $$(nproc) --output-on-failure
 
 test-cpp-arm: $(VENV)/.stamp  ## the core's tests for 64-bit ARM, under QEMU
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
@@ -77,10 +77,11 @@ test-cpp-arm: $(VENV)/.stamp  ## the core's tests for 64-bit ARM, under QEMU
 
 # Two processes, each with a file of tests at a time (exports are shared within a file); more would want more memory (3 GB each).
 test-python: build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not versions"
 
-test-slow: build  ## what make test shortens: torch answers all 2,700 questions of the demo model (4 minutes)
-	MOTE_TORCH_QUESTIONS=2700 $(BIN)/python -m pytest tests/test_demo_model.py -s
+test-slow: build  ## what make test leaves out: torch's answers to all 2,700 questions of the demo model, old ONNX Runtimes (6 minutes)
+	$(BIN)/python -m pytest -m versions tests/test_plugin_versions.py tests/test_runtime_versions.py
+	MOTE_TORCH_QUESTIONS=2700 $(BIN)/python -m pytest -s tests/test_demo_model.py
 
 demo: build  ## export the demo checkpoint and ask it questions in both runtimes
 	$(BIN)/python examples/digits_vqa/demo.py

@@ -100,14 +100,14 @@ def run_in(version: str, folder: Path) -> dict[str, Any]:
     return answer
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize("version", TOO_OLD)
 def test_an_older_runtime_gets_a_clear_error(version: str, models: Path) -> None:
     answer = run_in(version, models)
     assert f"mote needs ONNX Runtime 1.17 or newer, and this is {version}" in answer["error"]
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize("version", OLD_ENOUGH)
 def test_bits_are_the_same_in_every_version(version: str, models: Path) -> None:
     answer = run_in(version, models)

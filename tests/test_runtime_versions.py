@@ -33,7 +33,7 @@ print(json.dumps({"version": onnxruntime.__version__, "text": text, "ids": gener
 """
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize("version", VERSIONS)
 def test_answers_are_the_same_in_every_version(version: str, tmp_path: Path) -> None:
     folder = tiny.write_export(tmp_path / "export")
