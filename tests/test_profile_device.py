@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ from mote_runtime.profile.device import DeviceMeasurements, DeviceOptions, choos
 from mote_runtime.profile.device_facts import Core, State, parse_state, read_facts, throttled
 from mote_runtime.profile.device_folder import DeviceBusyError
 from mote_runtime.profile.device_runner import find_runner
+from mote_runtime.profile.device_trace import _bring_together
+from mote_runtime.profile.events import Part, Run
 from mote_runtime.profile.record import Memory, Record, Repetition
 from mote_runtime.profile.sample import DEFAULT_PROMPT, default_picture
 from mote_runtime.profile.settings import Settings
@@ -826,3 +829,36 @@ def test_the_stand_in_heeds_executable_bits(fake: FakeAdb, tmp_path: Path) -> No
     assert device.execute(["/data/local/tmp/program"], "running", 10.0).exit_code == 126
     device.ask("chmod 755 /data/local/tmp/program", "making it executable")
     assert device.execute(["/data/local/tmp/program"], "running", 10.0).stdout == "done\n"
+
+
+# Traces of a device
+
+
+def runs_of(part: Part, offset: int, *intervals: tuple[int, int]) -> list[Run]:
+    """Runs on a clock that is `offset` ns ahead of the true one."""
+    return [Run(part, begin + offset, end + offset, []) for begin, end in intervals]
+
+
+def test_sessions_of_onnxruntime_on_one_clock() -> None:
+    """Each writes its own time; what came after what is known."""
+    true = {
+        Part.VISION: [(0, 40_000)],
+        Part.EMBEDDING: [(50_000, 60_000), (200_000, 210_000), (300_000, 310_000)],
+        Part.DECODER: [(70_000, 190_000), (212_000, 296_000), (313_000, 400_000)],
+    }
+    offsets = {Part.VISION: 7_000_000, Part.EMBEDDING: 900_000_000, Part.DECODER: 30_000}
+    runs = _bring_together({part.value: runs_of(part, offsets[part], *times) for part, times in true.items()})
+    assert [run.part.value for run in runs] == ["vision", *["embedding", "decoder"] * 3]
+    assert runs[0].begin_ns == 0
+    assert all(first.end_ns <= second.begin_ns for first, second in pairwise(runs))
+    assert [run.end_ns - run.begin_ns for run in runs[1:3]] == [10_000, 120_000]
+    shifts = {run.begin_ns - begin for run, (begin, _) in zip(runs[1::2], true[Part.EMBEDDING], strict=True)}
+    assert len(shifts) == 1
+    assert abs(shifts.pop() - (runs[2].begin_ns - 70_000)) <= 3_000  # as well as the gaps of 2 and 4 µs tell
+
+    alone = _bring_together(
+        {"decoder": runs_of(Part.DECODER, 0, (0, 9)), "embedding": runs_of(Part.EMBEDDING, 500, (0, 4))}
+    )
+    assert [(run.part.value, run.begin_ns, run.end_ns) for run in alone] == [("embedding", 0, 4), ("decoder", 4, 13)]
+    pieces = {"decoder": runs_of(Part.DECODER, 0, (0, 9), (10, 19)), "embedding": runs_of(Part.EMBEDDING, 500, (0, 4))}
+    assert [run.part for run in _bring_together(pieces)] == [Part.DECODER, Part.DECODER]
