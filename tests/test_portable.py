@@ -10,12 +10,15 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import inliner
 from operator_cases import CASES, Array, Case, Layer, assert_same_bits, onnx_model, reference
 from tiny import tiny_checkpoint
 
 from mote_export.checkpoint import save_model_pt
 from mote_export.cli.export import main
+from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts
+from mote_export.passes.portable import PortableTernaryMoE
 from mote_export.targets.onnx.functions import add_functions
 from mote_runtime import get_library_path
 from mote_runtime.manifest import Manifest
@@ -161,3 +164,31 @@ def test_a_registered_plugin_takes_the_nodes(exported: Path, tmp_path: Path) -> 
     assert "MatMulInteger" not in kernels
     stock = ort.InferenceSession(str(exported / "model.onnx")).run(["logits"], feed)[0]
     np.testing.assert_allclose(stock, found, atol=1e-5 * float(np.abs(found).max()))
+
+
+def test_executorch_runs_the_layer_without_the_plugin() -> None:
+    """On portable kernels, whose float32 steps leave some rows a few units in the last place off."""
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+    from executorch.extension.pybindings import portable_lib
+
+    sizes = {"hidden_size": 40, "intermediate_size": 100, "num_experts": 3, "top_k": 2, "normalize_topk": True}
+    holder = torch.nn.ModuleDict({"layer": tiny_checkpoint(layers=1, **sizes).model.mote_layers()[0]})
+    apply_passes(holder, [pack_ternary_experts(PackOptions("1.6bit", "int4", 32))])
+    experts = holder["layer"].experts
+    length = torch.export.Dim("length", min=1, max=64)
+    with torch.no_grad():
+        program = torch.export.export(
+            PortableTernaryMoE(experts).eval(), (torch.zeros(1, 5, 40),), dynamic_shapes=({1: length},), strict=False
+        )
+    edge = to_edge_transform_and_lower(program, compile_config=EdgeCompileConfig(_check_ir_validity=False))
+    buffer = edge.to_executorch().buffer
+    assert b"mote::" not in buffer
+    module = portable_lib._load_for_executorch_from_buffer(buffer)
+    for tokens in (1, 6):
+        x = torch.randn(1, tokens, 40, generator=torch.Generator().manual_seed(tokens))
+        if tokens > 1:
+            x[0, 0, 0], x[0, 1] = torch.nan, torch.inf
+        found = module.run_method("forward", (x,))[0]
+        expected = experts(x)
+        atol = 1e-6 * float(expected.nan_to_num().abs().max())
+        torch.testing.assert_close(found, expected, rtol=0, atol=atol, equal_nan=True)

@@ -1,13 +1,12 @@
 """`mote::ternary_moe` and `mote::ternary_matmul` -> stock torch operators, for an ExecuTorch program without the plugin.
 
 The steps of docs/operator.md with its rounding, in operators of ExecuTorch's portable kernels: integer products are float32 matrix
-products of integers small enough to be exact, sums in a specified order are `cumsum` (torch's own adds in double; ExecuTorch's does
-not), `exp` is the specified polynomial. Only a shared expert in bf16, whose sums a matrix product orders as it likes, is not equal
-to the last bit.
+products of integers small enough to be exact, sums in a specified order are `cumsum`, `exp` is the specified polynomial. In
+ExecuTorch some rows are a few units in the last place off all the same (torch's own `cumsum` adds in double), and a shared expert in
+bf16 is, whose sums a matrix product orders as it likes.
 
-Weights stay packed, several codes a byte, but row by row, as a lookup of bytes then unpacks them without moving them. An expert is
-unpacked in a branch that is taken if a token selected it, and computes all tokens there: the number of tokens of an expert is not
-known before a run, and shapes are planned before it.
+Weights stay packed, several codes a byte, but row by row, as a lookup of bytes then unpacks them without moving them. Every expert
+is unpacked in every run and computes all tokens: how many of them select it is not known when shapes are planned.
 """
 
 from collections.abc import Callable
@@ -198,7 +197,7 @@ class PortableTernaryMoE(nn.Module):
         by_rank = [torch.zeros_like(tokens) for _ in range(self.top_k)]
         for index in range(self.num_experts):
             hit = expert == index
-            y = self.run_expert(index, hit, codes, step)
+            y = self.run_expert(index, codes, step)
             by_rank = [torch.where(hit[:, rank, None], y, sums) for rank, sums in enumerate(by_rank)]
         y = gate[:, 0, None] * by_rank[0]
         for rank in range(1, self.top_k):
@@ -209,25 +208,14 @@ class PortableTernaryMoE(nn.Module):
             y = torch.where(good_hidden, down_matrix(hidden), NAN) + y
         return torch.where(good & good_logits, y, NAN).view(x.shape)
 
-    def run_expert(self, index: int, hit: Tensor, codes: Tensor, step: Tensor) -> Tensor:
-        """What an expert makes of all tokens, [T, H]; 0 where none selected it."""
-
-        def compute(
-            codes: Tensor, step: Tensor, gate_up: Tensor, gate_up_scale: Tensor, down: Tensor, down_scale: Tensor
-        ) -> Tensor:
-            gate, up = product(codes, self.bytes(gate_up)).chunk(2, dim=-1)
-            gate, up = gate * (step * gate_up_scale[0]), up * (step * gate_up_scale[1])
-            hidden, good = finite_or_zero(self.silu(gate) * up)
-            hidden_codes, hidden_step = quantize(hidden)
-            y = product(hidden_codes, self.bytes(down)) * (hidden_step * down_scale)
-            return torch.where(good, y, NAN).view(codes.shape)
-
-        def skip(codes: Tensor, *_: Tensor) -> Tensor:
-            return torch.zeros_like(codes)
-
-        weights = (self.gate_up[index], self.gate_up_scale[index], self.down[index], self.down_scale[index])
-        y: Tensor = torch.cond(hit.any(), compute, skip, (codes, step, *weights))
-        return y
+    def run_expert(self, index: int, codes: Tensor, step: Tensor) -> Tensor:
+        """What an expert makes of all tokens, [T, H]."""
+        gate, up = product(codes, self.bytes(self.gate_up[index])).chunk(2, dim=-1)
+        gate_scale, up_scale = self.gate_up_scale[index].unbind()
+        hidden, good = finite_or_zero(self.silu(gate * (step * gate_scale)) * (up * (step * up_scale)))
+        hidden_codes, hidden_step = quantize(hidden)
+        y = product(hidden_codes, self.bytes(self.down[index])) * (hidden_step * self.down_scale[index])
+        return torch.where(good, y, NAN)
 
     def router_logits(self, tokens: Tensor) -> Tensor:
         """[T, E]: sums in 16 lanes, which are folded in the end."""
