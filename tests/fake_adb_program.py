@@ -130,9 +130,7 @@ class Program:
         if room is not None and before + len(content) > room:
             return _fail(f"{failed}remote write failed: No space left on device")  # adbd removes what it has written
         _write(used, b"%d" % (before + len(content)))
-        if (end := self.settings.get("corrupt")) and target.removesuffix(".part").endswith(end):
-            content = content[:-1] + bytes([content[-1] ^ 1])
-        _write(path, content)
+        _write(path, self._arrived(content, target.removesuffix(".part")))
         mode = os.stat(source).st_mode & 0o777
         os.chmod(path, mode | (mode >> 3) & 0o070 | (mode >> 6) & 0o007)  # the owner's bits are everybody's
         print(f"{source}: 1 file pushed, 0 skipped. 37.9 MB/s ({len(content)} bytes in 0.001s)")
@@ -144,10 +142,14 @@ class Program:
             return _fail(f"adb: error: failed to stat remote object '{source}': No such file or directory")
         if vanishing:
             return 1  # the real one removes what it has written, and says nothing
-        content = _read(path)
+        content = self._arrived(_read(path), source)
         _write(target, content)
         print(f"{source}: 1 file pulled, 0 skipped. 35.1 MB/s ({len(content)} bytes in 0.001s)")
         return 0
+
+    def _arrived(self, content: bytes, name: str) -> bytes:
+        end = self.settings.get("corrupt")
+        return content[:-1] + bytes([content[-1] ^ 1]) if end and name.endswith(end) else content
 
     def _shell(self, root: str, command: str, vanishing: bool) -> int:
         command = self._under_qemu(_to_sandbox(command, root))

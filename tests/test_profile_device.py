@@ -404,6 +404,12 @@ def test_a_file_that_arrives_changed(profile: Profiler, fake: FakeAdb) -> None:
     assert fake.left() == []
 
 
+def test_a_result_that_arrives_changed(profile: Profiler, fake: FakeAdb) -> None:
+    fake.control(corrupt="executorch-record")
+    assert "the record changed on the way from device FA4E01" in profile.fails()
+    assert fake.left() == []
+
+
 # The lock
 
 
