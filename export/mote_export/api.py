@@ -42,6 +42,7 @@ def export(
     shared_expert: str = DEFAULT_SHARED_EXPERT,
     shared_group_size: int = DEFAULT_SHARED_GROUP_SIZE,
     opset: int = DEFAULT_OPSET,
+    portable: bool = False,
     verify: bool = True,
     rtol: float = DEFAULT_RTOL,
     samples: Sequence[Sample] = (),
@@ -58,6 +59,7 @@ def export(
         shared_expert: how the shared expert is stored, "float32", "bf16", "int8" or "int4".
         shared_group_size: weights that share a scale, 32, 64 or 128, for "int4".
         opset: ONNX operator set, 18 to 23.
+        portable: the runtime's own operators compute the experts: slower and larger in memory, but without the plugin.
         verify: run the export and compare it with torch.
         rtol: see `mote_export.verify.relative_difference`.
         samples: questions to compare on, beside three built-in ones.
@@ -90,6 +92,7 @@ def export(
             tuple(TARGETS) if target == ALL else (target,),
             context_length=context_length,
             opset=opset,
+            portable=portable,
             rtol=rtol,
             verify=verify,
             samples=samples,
