@@ -2,7 +2,7 @@
 
 The steps of docs/operator.md with its rounding, in operators of ExecuTorch's portable kernels: integer products are float32 matrix
 products of integers small enough to be exact, sums in a specified order are `cumsum`, `exp` is the specified polynomial. In
-ExecuTorch some rows are a few units in the last place off all the same (torch's own `cumsum` adds in double), and a shared expert in
+ExecuTorch some rows are a few units in the last place off still (torch's own `cumsum` adds in double), and a shared expert in
 bf16 is, whose sums a matrix product orders as it likes.
 
 Weights stay packed, several codes a byte, but row by row, as a lookup of bytes then unpacks them without moving them. Every expert
