@@ -50,7 +50,8 @@ class ExecuTorchBackend(Backend):
     def __init__(self, manifest: Manifest, threads: int | None, profile_folder: Path | None = None) -> None:
         self._model = manifest.model
         self._profile_folder = profile_folder
-        load_executorch_library()  # every program needs it; `plugin_library` names a copy in the folder, which it has none of
+        if manifest.plugin_library is not None:  # a portable program needs none
+            load_executorch_library()
         _start_threadpool(threads)
         path = manifest.path("model.pte")
         try:
