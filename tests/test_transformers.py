@@ -17,6 +17,7 @@ from mote_export.model import MoteConfig, MoteForConditionalGeneration
 from mote_export.passes import apply_passes, pack_ternary_experts
 from mote_export.tokens import CHAT_TEMPLATE
 from mote_export.verify import reference_greedy
+from mote_runtime.errors import MoteError
 from mote_runtime.preprocess import preprocess_image
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "digits_vqa"
@@ -208,6 +209,37 @@ def test_transformers_loads_as_ever_without_torch() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["SourceFileLoader", "AutoConfig"]
     assert "transformers does not know MoTE models" in run.stderr
+
+
+def test_transformers_loads_as_ever_where_the_model_does_not() -> None:
+    """Whatever a module of ours raises with a version of transformers that it was not made for."""
+    code = (
+        "import types; from mote_export.integrations import after_import; "
+        "after_import.import_after('colorsys', 'wrong'); "
+        "after_import.importlib = types.SimpleNamespace(import_module=lambda name: {}[name]); "
+        "import colorsys; print(colorsys.rgb_to_hsv(0, 0, 0))"
+    )
+    assert python(code) == "(0.0, 0.0, 0)"
+
+
+def test_what_others_do_with_a_spec_before_the_import() -> None:
+    """is_available checks of other libraries look for transformers and do not import it; whoever copies the answer can."""
+    code = (
+        "import copy, importlib.util, pickle, sys, mote_export; spec = importlib.util.find_spec('transformers'); "
+        "assert 'transformers' not in sys.modules; "
+        "print([copier(spec).loader.get_filename('transformers') == spec.origin for copier in "
+        "(copy.copy, copy.deepcopy, lambda spec: pickle.loads(pickle.dumps(spec)))])"
+    )
+    assert python(code) == "[True, True, True]"
+
+
+def test_a_hostile_tokenizer_config_is_one_sentence(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint()
+    for name, content in {"deep": "[" * 100_000, "list": "[]", "empty": ""}.items():
+        files = {**tiny.files, "tokenizer_config.json": content}
+        with pytest.raises(MoteError, match=r"tokenizer_config\.json (cannot be read|holds a list)"):
+            save_folder(tmp_path / name, Checkpoint("tiny", tiny.model, files))
+    assert list(tmp_path.iterdir()) == []
 
 
 def python(code: str) -> str:

@@ -41,7 +41,8 @@ class Source:
     @classmethod
     def of(cls, path: Path) -> "Source":
         """A file is hashed; a folder is named only."""
-        return cls(path.name, sha256(path) if path.is_file() else None)
+        # Resolved only where a path has no name of its own, such as ".".
+        return cls(path.name or path.resolve().name, sha256(path) if path.is_file() else None)
 
 
 def model_spec(checkpoint: Checkpoint, context_length: int) -> ModelSpec:
@@ -128,7 +129,7 @@ def image_spec(checkpoint: Checkpoint) -> ImageSpec:
         if not all(map(math.isfinite, (*mean, *std, factor))) or min(*std, factor) <= 0:
             raise ValueError("image_mean, image_std and rescale_factor are finite, the latter two positive")
         return ImageSpec(side, side, "bicubic", factor, mean, std)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MoteError(f"{name} cannot be used: {error!r}.") from error
 
 

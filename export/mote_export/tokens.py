@@ -108,7 +108,7 @@ def tokenizer_files(checkpoint: Checkpoint) -> dict[str, str]:
 def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         config = json.loads(checkpoint.files["tokenizer_config.json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MoteError(f"tokenizer_config.json cannot be read: {error}.") from error
     if not isinstance(config, dict):
         raise MoteError(f"tokenizer_config.json holds a {type(config).__name__}, expected a JSON object.")

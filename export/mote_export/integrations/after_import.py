@@ -26,7 +26,7 @@ def import_after(module: str, follow_up: str) -> None:
 def _follow(module: str, follow_up: str) -> None:
     try:
         importlib.import_module(follow_up)
-    except ImportError as error:
+    except Exception as error:  # another version of a library may raise anything, and who imports it did not ask for us
         logger.warning("%s does not know MoTE models, as %s cannot be imported: %s", module, follow_up, error)
 
 
@@ -57,6 +57,8 @@ class _Loader(Loader):
         self._loader, self._finder = loader, finder
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_loader":  # while it is copied or unpickled, there is none yet to ask
+            raise AttributeError(name)
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
