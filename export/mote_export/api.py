@@ -70,7 +70,7 @@ def export(
     Raises:
         MoteError: one sentence; nothing was written.
     """
-    if target != ALL and target not in TARGETS:
+    if target not in (*TARGETS, ALL):
         raise MoteError(f"target is {target!r}, expected {', '.join(map(repr, TARGETS))} or {ALL!r}.")
     if opset not in OPSETS:
         raise MoteError(f"opset is {opset}, expected {OPSETS[0]} to {OPSETS[-1]}.")
@@ -79,6 +79,10 @@ def export(
     elif isinstance(model, torch.nn.Module):
         raise MoteError(
             f"the model is a {type(model).__name__}, expected a MoteForConditionalGeneration: see mote_export.model.upcycle."
+        )
+    elif not isinstance(model, str | os.PathLike):
+        raise MoteError(
+            f"the model is a {type(model).__name__}, expected a path of a checkpoint or a MoteForConditionalGeneration."
         )
     elif processor is not None:
         raise MoteError(f"a processor was given beside {os.fspath(model)}, which brings its own: leave it out.")
@@ -106,9 +110,27 @@ def checkpoint_of(model: MoteForConditionalGeneration, processor: ProcessorMixin
         raise MoteError(
             "a model in memory needs its processor as well: pass processor=AutoProcessor.from_pretrained(...)."
         )
+    if not isinstance(processor, ProcessorMixin):
+        raise MoteError(
+            f"the processor is a {type(processor).__name__}, expected one of image processor and tokenizer, such as LlavaProcessor."
+        )
+    _check_model(model)
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
         found = (Path(folder) / name for name in COMPANION_FILES)
         files = {path.name: path.read_text(encoding="utf-8") for path in found if path.is_file()}
     name = Path(model.config.name_or_path).name or "model"
     return Checkpoint(name, model, check_files(Path(name), files))
+
+
+def _check_model(model: MoteForConditionalGeneration) -> None:
+    """What a checkpoint is refused for when it is read from a file, and a model in memory may be as well."""
+    if model.config.moe_settings is None:
+        raise MoteError("the model has no MoTE layer (its config has no 'moe'): see mote_export.model.upcycle.")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise MoteError(f"{name} is on torch's meta device, which holds no values: load the model's weights first.")
+        if not torch.isfinite(tensor).all():
+            raise MoteError(
+                f"{name} contains NaN or infinity: the model's training diverged, or it was not loaded wholly."
+            )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from mote_export.atomic import atomic_folder
@@ -85,8 +86,8 @@ def export(
 
 
 def _copy(checkpoint: Checkpoint) -> Checkpoint:
-    """In float32 and eval mode, as checkpoints are loaded; the passes work in place."""
-    return replace(checkpoint, model=copy.deepcopy(checkpoint.model).float().eval())
+    """On the CPU, in float32 and eval mode, as checkpoints are loaded; the passes work in place."""
+    return replace(checkpoint, model=copy.deepcopy(checkpoint.model).to("cpu", torch.float32).eval())
 
 
 class _Job:
@@ -168,9 +169,9 @@ def choose_context(checkpoint: Checkpoint, requested: int | None) -> int:
     least = num_image_tokens(checkpoint) + ROOM_FOR_TEXT
     limit = checkpoint.model.config.text_config.max_position_embeddings
     chosen = min(limit, DEFAULT_CONTEXT) if requested is None else requested
-    if not least <= chosen <= limit:
+    if type(chosen) is not int or not least <= chosen <= limit:
         raise MoteError(
-            f"the context length is {chosen}, expected {least} (a picture and a short question) to {limit} (the model's "
+            f"the context length is {chosen!r}, expected {least} (a picture and a short question) to {limit} (the model's "
             f"max_position_embeddings)."
         )
     return chosen
