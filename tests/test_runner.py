@@ -212,6 +212,24 @@ def test_one_sentence_says_what_is_wrong(
     assert not [path for path in tmp_path.iterdir() if "unfinished" in path.name]
 
 
+def test_a_damaged_program_is_refused(
+    demo_export: Path, questions: Callable[[str], Questions], tmp_path: Path
+) -> None:
+    """ExecuTorch, left to itself, follows damaged offsets out of the file."""
+    program = (demo_export / "executorch" / "model.pte").read_bytes()
+    (structure,) = struct.unpack_from("<Q", program, 16)  # bytes before the weights
+    generator = np.random.default_rng(1)
+    for _ in range(12):
+        damaged = bytearray(program)
+        for place in generator.integers(32, structure, 20):
+            damaged[place] = generator.integers(256)
+        (tmp_path / "model.pte").write_bytes(damaged)
+        arguments = command("executorch", tmp_path, questions("executorch").prompts[3], tmp_path / "record.json")
+        result = run("executorch", *arguments)
+        assert result.returncode == 1, result.stderr
+        assert result.stderr.startswith("mote-runner: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -262,7 +280,7 @@ def test_a_missing_runtime_is_one_sentence(
 
 
 ATTENTION = """
-import ctypes, json, sys
+import ctypes, sys
 import numpy as np
 import torch
 import executorch.extension.pybindings.portable_lib as portable_lib

@@ -135,7 +135,8 @@ Status ExecuTorchSession::open(const SessionOptions& options) {
   if (!options.runtime_trace.empty()) tracer = std::make_unique<ETDumpGen>();
   tracer_ = tracer.get();
   module_ = std::make_unique<Module>(path, Module::LoadMode::Mmap, std::move(tracer));
-  const Error error = module_->load();
+  // The whole structure: ExecuTorch trusts every offset in it afterwards.
+  const Error error = module_->load(::executorch::runtime::Program::Verification::InternalConsistency);
   if (error != Error::Ok) return failed("load", "model.pte", error);
 
   std::vector<int32_t> shape;
