@@ -21,13 +21,14 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 #define MOTE_FOR_EACH_ISA
 #endif
 
-/// exp(x) of x at most 0, to 2 units in the last place: 2^n times a polynomial of the rest. Without a branch or a call, so that
-/// a loop over it becomes vectors.
+/// exp(x) of x at most 0, to 2 units in the last place: 2^n times a polynomial of the rest. NaN gives NaN. Without a branch or a
+/// call, so that a loop over it becomes vectors.
 inline float exp_of_negative(float x) {
   constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which its lowest bits then are
   x = x < -87.0f ? -87.0f : x;
-  const float n = (x * kLog2E + kMagic) - kMagic;
+  const float shifted = x * kLog2E + kMagic;
+  const float n = shifted - kMagic;
   const float r = (x - n * kLn2High) - n * kLn2Low;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -36,7 +37,10 @@ inline float exp_of_negative(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  // Unsigned, and not n itself as an integer: NaN has none.
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits << 23) + (uint32_t{127} << 23);
   float power;
   std::memcpy(&power, &bits, sizeof(power));
   return p * power;

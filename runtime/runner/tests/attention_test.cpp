@@ -87,5 +87,18 @@ TEST(Attention, LargeScoresDoNotOverflow) {
   EXPECT_EQ(out[0], 2.0f);
 }
 
+TEST(Attention, DamageIsNotHidden) {
+  const AttentionShape shape = {1, 1, 1, 1, 2, true, 1.0f};
+  for (const float damage : {std::nanf(""), INFINITY}) {
+    for (size_t key = 0; key < 3; ++key) {
+      Floats keys = {1.0f, 2.0f, 3.0f}, out(1);
+      const Floats query = {1.0f}, values = {1.0f, 2.0f, 3.0f};
+      keys[key] = damage;
+      attend(shape, query.data(), keys.data(), values.data(), out.data(), 0, 1);
+      EXPECT_TRUE(std::isnan(out[0])) << damage << " in key " << key;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace mote::runner
