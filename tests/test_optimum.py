@@ -173,6 +173,13 @@ def test_pictures_and_prompt_must_fit(pictures: ORTModelForImageTextToText) -> N
         pictures.generate(torch.tensor([[1, 2, 3]]), pixel_values=pixels, max_new_tokens=1)
 
 
+def test_one_prompt_without_padding(pictures: ORTModelForImageTextToText) -> None:
+    with pytest.raises(MoteError, match="the batch holds 2 prompts or beams"):
+        pictures.generate(torch.tensor([[1, 2, 3]]), num_beams=2, max_new_tokens=1)
+    with pytest.raises(MoteError, match="without padding"):
+        pictures.generate(torch.tensor([[1, 2, 3]]), attention_mask=torch.tensor([[0, 1, 1]]), max_new_tokens=1)
+
+
 def test_exports_while_loading(tiny_folder: Path) -> None:
     model = ORTModelForImageTextToText.from_pretrained(tiny_folder, export=True)
     assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=3).shape == (1, 6)
@@ -191,6 +198,8 @@ BAD_REQUESTS = {
     "opset": ({"opset": 11}, "opset is 11, expected 18 to 23"),
     "unknown": ({"model_kwargs": {"bits": 2}}, "model_kwargs has 'bits', expected packing"),
     "packing": ({"model_kwargs": {"packing": "3bit"}}, "3bit"),
+    "context": ({"model_kwargs": {"context_length": "64"}}, "the context length is '64'"),
+    "rtol": ({"model_kwargs": {"rtol": "0.1"}}, "rtol is '0.1', expected a number"),
 }
 
 
@@ -238,6 +247,8 @@ def test_how_experts_are_stored(tiny_folder: Path, tmp_path: Path) -> None:
     main_export(str(tiny_folder), tmp_path / "out", task=TEXT_TASK, model_kwargs=kwargs)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["model_type"], config["max_position_embeddings"]) == ("qwen2", 64)
+    tokenizer = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert (tokenizer["add_bos_token"], tokenizer["add_eos_token"]) == (False, False)
     model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
     [packing] = {
         attribute.s.decode()
@@ -252,7 +263,14 @@ def test_how_experts_are_stored(tiny_folder: Path, tmp_path: Path) -> None:
 def test_other_models_are_optimums(tmp_path: Path) -> None:
     """What stands in for its functions passes everything else on."""
     stock = Qwen2ForCausalLM(
-        Qwen2Config(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=8)
+        Qwen2Config(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=8,
+        )
     )
     stock.save_pretrained(tmp_path / "stock")
     with pytest.raises(RuntimeError, match="Cannot infer the task from a local directory"):
@@ -260,3 +278,8 @@ def test_other_models_are_optimums(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="qwen2 doesn't support task"):
         convert.onnx_export_from_model(stock, tmp_path / "out", task="no-task-of-optimums")
     assert convert.onnx_export_from_model.__wrapped__.__module__ == "optimum.exporters.onnx.convert"
+    main_export(str(tmp_path / "stock"), tmp_path / "exported", task=TEXT_TASK)
+    ids = torch.tensor([[1, 2, 3]])
+    logits = ORTModelForCausalLM.from_pretrained(tmp_path / "exported")(ids, torch.ones_like(ids)).logits
+    with torch.no_grad():
+        torch.testing.assert_close(logits, stock(ids).logits, atol=1e-4, rtol=1e-4)

@@ -82,7 +82,7 @@ def _model_type(path: Path) -> object:
     """None where it cannot be read; who opens the model next will say why."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -130,6 +130,9 @@ def _check(arguments: Mapping[str, Any], model: MoteForConditionalGeneration, op
     unknown = sorted((arguments["model_kwargs"] or {}).keys() - set(MODEL_KWARGS))
     if unknown:
         raise MoteError(f"model_kwargs has {unknown[0]!r}, expected {', '.join(MODEL_KWARGS)}.")
+    rtol = (arguments["model_kwargs"] or {}).get("rtol", DEFAULT_RTOL)
+    if type(rtol) not in (int, float):
+        raise MoteError(f"rtol is {rtol!r}, expected a number.")
     if model.dtype != torch.float32:
         raise MoteError(f"the model is {model.dtype}, expected torch.float32: leave --dtype out.")
     if opset not in OPSETS:

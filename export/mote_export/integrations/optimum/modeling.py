@@ -83,7 +83,19 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):
 
         Returns:
             logits float32 [1, 1, vocab] of the last position, and the past of the next step.
+
+        Raises:
+            MoteError: several prompts, padding, or pictures that do not fit the prompt.
         """
+        if len(input_ids) != 1:
+            raise MoteError(
+                f"the batch holds {len(input_ids)} prompts or beams, the graphs take 1: ask one after the other."
+            )
+        # The decoder counts the ones and takes the last ones of the cache for them, wherever the zeros are.
+        if attention_mask is not None and not attention_mask.all():
+            raise MoteError(
+                "the attention mask hides tokens, the graphs take a prompt without padding: leave padding out."
+            )
         past = (
             self._no_past()
             if past_key_values is None

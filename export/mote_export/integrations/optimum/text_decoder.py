@@ -11,8 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from mote_export.atomic import atomic_folder
 from mote_export.checkpoint import Checkpoint
-from mote_export.checkpoint.base import TOKENIZER_FILES
-from mote_export.checkpoint.stock_files import CHAT_TEMPLATE_FILE, generation_config, stock_files
+from mote_export.checkpoint.stock_files import CHAT_TEMPLATE_FILE, generation_config
 from mote_export.exporter import check_output, choose_context
 from mote_export.model import MoteForConditionalGeneration
 from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts, pack_ternary_linear
@@ -20,7 +19,7 @@ from mote_export.quiet import quiet_libraries
 from mote_export.targets.base import ExportSettings
 from mote_export.targets.onnx.export import PASSES, decoder_program
 from mote_export.targets.onnx.external_data import save_with_external_data
-from mote_export.tokens import USER_PREFIX, USER_SUFFIX, load_tokenizer
+from mote_export.tokens import USER_PREFIX, USER_SUFFIX, chat_template, load_tokenizer, tokenizer_files
 from mote_export.verify import (
     STEPS,
     VerificationError,
@@ -65,8 +64,8 @@ def export_text_decoder(
         del model
         config.save_pretrained(temporary)
         generation_config(checkpoint).save_pretrained(temporary)
-        for name in (*TOKENIZER_FILES, CHAT_TEMPLATE_FILE):
-            (temporary / name).write_text(stock_files(checkpoint)[name], encoding="utf-8")
+        for name, text in {**tokenizer_files(checkpoint), CHAT_TEMPLATE_FILE: chat_template(checkpoint)}.items():
+            (temporary / name).write_text(text, encoding="utf-8")
         if verify:
             verify_text_decoder(temporary, checkpoint, reference, rtol)
 
