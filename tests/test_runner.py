@@ -212,9 +212,7 @@ def test_one_sentence_says_what_is_wrong(
     assert not [path for path in tmp_path.iterdir() if "unfinished" in path.name]
 
 
-def test_a_damaged_program_is_refused(
-    demo_export: Path, questions: Callable[[str], Questions], tmp_path: Path
-) -> None:
+def test_a_damaged_program_is_refused(demo_export: Path, questions: Callable[[str], Questions], tmp_path: Path) -> None:
     """ExecuTorch, left to itself, follows damaged offsets out of the file."""
     program = (demo_export / "executorch" / "model.pte").read_bytes()
     (structure,) = struct.unpack_from("<Q", program, 16)  # bytes before the weights
@@ -228,6 +226,37 @@ def test_a_damaged_program_is_refused(
         result = run("executorch", *arguments)
         assert result.returncode == 1, result.stderr
         assert result.stderr.startswith("mote-runner: ")
+
+
+def test_what_cannot_be_is_found_before_the_model_is_opened(
+    questions: Callable[[str], Questions], tmp_path: Path
+) -> None:
+    prompt, output = questions("onnxruntime").prompts[3], tmp_path / "record.json"
+    cases = [
+        (tmp_path / "none" / "record.json", [], "none/record.json cannot be written: No such file or directory"),
+        (tmp_path, [], "cannot be written: it is there, and not a file"),
+        (Path("/dev/null"), [], "/dev/null cannot be written: it is there, and not a file"),
+        (output, ["--trace", str(tmp_path)], "cannot be written: it is there, and not a file"),
+        (output, ["--runtime-trace", str(tmp_path / "none" / "p")], "none/p cannot be written"),
+        (output, ["--cores", "0,1023"], "core 1023 of --cores does not exist or may not be used"),
+    ]
+    for file, more, sentence in cases:
+        result = run("onnxruntime", *command("onnxruntime", tmp_path / "no-model", prompt, file, *more))
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+        assert sentence in result.stderr
+    assert not list(tmp_path.iterdir())
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_failure_leaves_no_profile_half_written(
+    demo_export: Path, questions: Callable[[str], Questions], tmp_path: Path
+) -> None:
+    (tmp_path / "profile.embedding").mkdir()
+    arguments = command("onnxruntime", demo_export / "onnx", questions("onnxruntime").prompts[0], tmp_path / "o.json")
+    result = run("onnxruntime", *arguments, "--repetitions", "1", "--runtime-trace", tmp_path / "profile")
+    assert result.returncode == 1
+    assert "profile.embedding cannot be written: Is a directory" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["profile", "profile.embedding"]
 
 
 @pytest.mark.parametrize(
