@@ -68,9 +68,26 @@ Status write_file(const std::string& path, const void* data, size_t size) {
   if (file < 0) return cannot("written", path);
   Status status = write_all(file, path, data, size);
   if (close(file) != 0 && status.is_ok()) status = cannot("written", path);
-  if (status.is_ok() && std::rename(unfinished.c_str(), path.c_str()) != 0) status = cannot("written", path);
-  if (!status.is_ok()) unlink(unfinished.c_str());
+  if (status.is_ok()) return publish_file(unfinished, path);
+  unlink(unfinished.c_str());
   return status;
+}
+
+Status publish_file(const std::string& unfinished, const std::string& path) {
+  if (std::rename(unfinished.c_str(), path.c_str()) == 0) return Status::ok();
+  const Status status = cannot("written", path);
+  unlink(unfinished.c_str());
+  return status;
+}
+
+Status check_writable(const std::string& path) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {  // a device would be replaced
+    return Status::error("%.250s cannot be written: it is there, and not a file", path.c_str());
+  }
+  const size_t slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+  return access(folder.c_str(), W_OK | X_OK) == 0 ? Status::ok() : cannot("written", path);
 }
 
 bool is_file(const std::string& path) {

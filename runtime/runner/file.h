@@ -17,6 +17,12 @@ Status read_file(const std::string& path, uint64_t max_bytes, std::vector<uint8_
 /// Writes beside the file, then renames: it is complete, or as it was before.
 Status write_file(const std::string& path, const void* data, size_t size);
 
+/// Gives a finished file its name; where that fails, it is removed.
+Status publish_file(const std::string& unfinished, const std::string& path);
+
+/// Whether write_file could do so, as far as one can tell without writing.
+Status check_writable(const std::string& path);
+
 bool is_file(const std::string& path);
 
 /// The folder of this executable.

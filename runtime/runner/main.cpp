@@ -31,6 +31,9 @@ Status choose_cores(const std::vector<int>& wanted, std::vector<int>* cores) {
   }
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof(set), &set) != 0) return Status::error("the system does not say its cores");
+  for (const int core : wanted) {  // the system leaves out silently what it does not have
+    if (!CPU_ISSET(core, &set)) return Status::error("core %d of --cores does not exist or may not be used", core);
+  }
   for (int core = 0; core < CPU_SETSIZE; ++core) {
     if (CPU_ISSET(core, &set)) cores->push_back(core);
   }
@@ -56,6 +59,7 @@ Status measure(const Options& options, Session* session, const Prompt& prompt, M
     RETURN_IF_ERROR(generate(session, prompt, options.max_new_tokens, memory, &repetition));
     record->repetitions.push_back(repetition);
   }
+  memory->stop();  // before the trace is copied
   return options.trace.empty() ? Status::ok() : trace.stop_and_write(options.trace);
 }
 
@@ -73,6 +77,10 @@ Status run(const Options& command) {
   Options options = command;
   Prompt prompt;
   RETURN_IF_ERROR(read_prompt(options.prompt, &prompt));
+  // Not only after minutes of measuring.
+  for (const std::string& path : {options.output, options.trace, options.session.runtime_trace}) {
+    if (!path.empty()) RETURN_IF_ERROR(check_writable(path));
+  }
   Record record;
   RETURN_IF_ERROR(choose_cores(options.cores, &record.cores));
   SessionOptions& settings = options.session;
@@ -96,7 +104,6 @@ Status run(const Options& command) {
   memory.sample();
   RETURN_IF_ERROR(check_prompt(prompt, *session));
   RETURN_IF_ERROR(measure(options, session.get(), prompt, &memory, &record));
-  memory.stop();
 
   record.runtime = options.runtime->name;
   record.runtime_version = session->runtime_version();

@@ -7,10 +7,10 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <utility>
 
 #include "../onnxruntime/ort_abi.h"
 #include "check.h"
@@ -56,6 +56,7 @@ using Values = std::map<std::string, Value>;
 struct Graph {
   std::string name;  // without .onnx
   Owned<OrtSession> session;
+  bool is_profiled = false;
   Values inputs, outputs;
 };
 
@@ -76,6 +77,7 @@ bool float_bytes(std::initializer_list<size_t> sizes, size_t* bytes) {
 
 class OnnxRuntimeSession : public Session {
  public:
+  ~OnnxRuntimeSession() override;
   Status open(const SessionOptions& options) override;
   std::string runtime_version() const override { return base_->GetVersionString(); }
   size_t hidden_size() const override { return hidden_size_; }
@@ -103,7 +105,7 @@ class OnnxRuntimeSession : public Session {
   Status make_tensor(void* data, size_t bytes, const std::vector<int64_t>& shape, int type,
                      Owned<OrtValue>* value) const;
   Status bind(const char* name, bool input, const Owned<OrtValue>& value);
-  Status end_profile(const Graph& graph, const std::string& path);
+  Status end_profile(Graph* graph, std::string* file);
   std::string trace_prefix(const Graph& graph) const;
 
   SessionOptions options_;
@@ -191,6 +193,7 @@ Status OnnxRuntimeSession::open_graph(const char* name, int threads, bool plugin
   const std::string what = std::string("load ") + name + ".onnx";
   RETURN_IF_ERROR(check(api_->CreateSession(env_.get(), path.c_str(), settings, &session), what.c_str()));
   graph->session = Owned<OrtSession>(session, api_->ReleaseSession);
+  graph->is_profiled = !options_.runtime_trace.empty();
   RETURN_IF_ERROR(read_values(*graph, true, &graph->inputs));
   return read_values(*graph, false, &graph->outputs);
 }
@@ -425,20 +428,32 @@ std::string OnnxRuntimeSession::trace_prefix(const Graph& graph) const {
   return options_.runtime_trace + ".unfinished-" + std::to_string(getpid()) + "-" + graph.name;
 }
 
-Status OnnxRuntimeSession::end_profile(const Graph& graph, const std::string& path) {
+/// Has the runtime write the profile to a file, and says its name.
+Status OnnxRuntimeSession::end_profile(Graph* graph, std::string* file) {
+  graph->is_profiled = false;
   char* written = nullptr;
-  RETURN_IF_ERROR(check(api_->SessionEndProfiling(graph.session.get(), allocator_, &written), "end its profile"));
-  const bool renamed = std::rename(written, path.c_str()) == 0;
-  RETURN_IF_ERROR(check(api_->AllocatorFree(allocator_, written), "free memory"));
-  return renamed ? Status::ok() : Status::error("%.250s cannot be written", path.c_str());
+  RETURN_IF_ERROR(check(api_->SessionEndProfiling(graph->session.get(), allocator_, &written), "end its profile"));
+  *file = written;
+  return check(api_->AllocatorFree(allocator_, written), "free memory");
 }
 
 /// The decoder's under the name that was asked for, the others' beside it.
 Status OnnxRuntimeSession::finish_runtime_trace() {
-  if (options_.runtime_trace.empty()) return Status::ok();
-  RETURN_IF_ERROR(end_profile(decoder_, options_.runtime_trace));
-  RETURN_IF_ERROR(end_profile(embedding_, options_.runtime_trace + ".embedding"));
-  return options_.num_images == 0 ? Status::ok() : end_profile(vision_, options_.runtime_trace + ".vision");
+  for (Graph* graph : {&decoder_, &embedding_, &vision_}) {
+    if (!graph->is_profiled) continue;
+    std::string file;
+    RETURN_IF_ERROR(end_profile(graph, &file));
+    RETURN_IF_ERROR(publish_file(file, options_.runtime_trace + (graph == &decoder_ ? "" : "." + graph->name)));
+  }
+  return Status::ok();
+}
+
+/// After a failure, no unfinished profile stays behind.
+OnnxRuntimeSession::~OnnxRuntimeSession() {
+  for (Graph* graph : {&decoder_, &embedding_, &vision_}) {
+    std::string file;
+    if (graph->is_profiled && end_profile(graph, &file).is_ok()) unlink(file.c_str());
+  }
 }
 
 }  // namespace
