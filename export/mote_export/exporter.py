@@ -27,7 +27,15 @@ ROOM_FOR_TEXT = 32  # tokens of the prompt's frame, a short question and a short
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A finished export of one target."""
+    """A finished export of one target.
+
+    Attributes:
+        target: "onnx" or "executorch".
+        folder: where it lies; `mote_runtime.load` opens it.
+        files: name to bytes of each file in the folder.
+        memory: what the experts take, in bytes.
+        verification: what was compared with torch; None where that was switched off.
+    """
 
     target: str
     folder: Path

@@ -127,7 +127,10 @@ def schema(operator: Operator) -> OpSchema:
 
 
 def register() -> None:
-    """Makes the operators known to onnx in this process; once they are, it does nothing."""
+    """Makes `mote::TernaryMoE` and `mote::TernaryMatMul` known to onnx's checker and shape inference in this process.
+
+    Once they are, it does nothing. ONNX Runtime does not read these schemas: it needs the plugin.
+    """
     for operator in OPERATORS:
         if not onnx.defs.has(operator.name, VERSION, DOMAIN):
             onnx.defs.register_schema(schema(operator))

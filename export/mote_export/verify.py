@@ -28,7 +28,12 @@ class VerificationError(MoteError):
 
 @dataclass(frozen=True)
 class Sample:
-    """A question, with or without a picture."""
+    """A question, with or without a picture.
+
+    Attributes:
+        prompt: without any template or special tokens.
+        image: a path, the bytes of a file, a PIL image, or uint8 [height, width, 3].
+    """
 
     prompt: str
     image: ImageSource | None = None
@@ -42,6 +47,8 @@ class Verification:
         rtol: the tolerance, see `relative_difference`.
         max_relative_difference: the greatest one of a step.
         max_abs_logit_difference, max_abs_logit: over all logits of all steps.
+        samples: questions that were asked.
+        greedy_tokens_compared: steps of all of them together.
         greedy_ties: steps at which the runtime's best token was another, as good within the tolerance.
     """
 

@@ -26,8 +26,17 @@ def now_ms() -> float:
 class Timings:
     """When things happened, in milliseconds since the epoch, under the names of ExecuTorch's LLM stats.
 
-    Two are our own: `image_encode_end_ms`, and `decode_steps`: the passes after the prompt, which
-    `decode_token_per_sec` counts.
+    Two are our own, `image_encode_end_ms` and `decode_steps`.
+
+    Attributes:
+        token_encode_end_ms: the prompt is token ids.
+        image_encode_end_ms: pictures are features; without one, when they would have been.
+        prompt_eval_end_ms: the decoder has run over the prompt.
+        first_token_ms: the first token is chosen; 0 for an empty answer.
+        aggregate_sampling_time_ms: choosing tokens, a duration.
+        prompt_tokens: with those of pictures.
+        generated_tokens: without the end-of-sequence token.
+        decode_steps: the passes after the prompt, which `decode_token_per_sec` counts.
     """
 
     model_load_start_ms: float
@@ -61,9 +70,13 @@ def _rate(count: int, milliseconds: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer; `token_ids` are without the end-of-sequence token.
+    """A finished answer.
 
-    `finish_reason`: "stop" at an end-of-sequence token, "length" at `max_new_tokens`, "context" when it was full.
+    Attributes:
+        text: without special tokens.
+        token_ids: without the end-of-sequence token.
+        finish_reason: "stop" at an end-of-sequence token, "length" at `max_new_tokens`, "context" when it was full.
+        timings: of `Timings.to_dict`.
     """
 
     text: str

@@ -22,7 +22,13 @@ __all__ = [
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a MoTE checkpoint of any known format, in float32, on the CPU.
+    """Reads a MoTE checkpoint of any known format, in float32, on the CPU. No code in it is run.
+
+    Args:
+        path: a model.pt, or a folder of `save_pretrained` with the files of tokenizer and image processor.
+
+    Returns:
+        The model in eval mode, and its text files.
 
     Raises:
         CheckpointError: one sentence that says what is wrong with the file.

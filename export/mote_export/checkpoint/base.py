@@ -34,7 +34,14 @@ class CheckpointError(MoteError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model with the text files that belong to it (tokenizer.json, ...: name to content)."""
+    """A model with the text files that belong to it.
+
+    Attributes:
+        name: for people: of the file without its ending, or of the folder.
+        model: read from a file it is float32, in eval mode, on the CPU.
+        files: name to content of tokenizer.json, tokenizer_config.json and, where there are such, preprocessor_config.json,
+            chat_template.jinja and generation_config.json.
+    """
 
     name: str
     model: MoteForConditionalGeneration

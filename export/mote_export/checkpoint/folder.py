@@ -27,7 +27,8 @@ def save_folder(path: Path, checkpoint: Checkpoint) -> None:
 
     Args:
         path: an absent or empty folder.
-        checkpoint: its model is written in its present dtype.
+        checkpoint: its model is written in its present dtype, and its own files as they are, except processor_config.json,
+            which always is the model's.
 
     Raises:
         MoteError: `path` is taken, or the tokenizer or the vision tower is not one that mote exports.

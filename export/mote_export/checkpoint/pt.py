@@ -18,7 +18,16 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 
 def save_model_pt(path: Path, model: MoteForConditionalGeneration, files: Mapping[str, str]) -> None:
-    """Writes `model` in its present dtype, with its tokenizer and processor files (name to content), atomically."""
+    """Writes `model` in its present dtype, with its tokenizer and processor files; complete or not at all.
+
+    Args:
+        path: the file to write or replace.
+        model: from any device; it stays as it is.
+        files: name to content, as in `Checkpoint.files`.
+
+    Raises:
+        CheckpointError: a file is not one that a checkpoint carries, or the tokenizer's are missing.
+    """
     state = model.state_dict()
     if model.lm_head.weight is model.get_input_embeddings().weight:
         del state[LM_HEAD]

@@ -23,7 +23,18 @@ def upcycle(
 
     Args:
         model: dense model with a gated-MLP decoder (Qwen2, Llama, ...). Its tensors are copied; it is not changed.
-        layers: "all" or the indices of the decoder layers to convert.
+        num_experts: routed ternary experts of a layer, 1 to 256.
+        top_k: experts computed for a token, 1 to `num_experts`.
+        layers: "all" or the indices of the decoder layers to convert, ascending.
+        normalize_topk: divide the selected experts' probabilities by their sum.
+        router_aux_loss_coef: weight of the load-balancing loss in training.
+
+    Returns:
+        A model in the dtype of `model`, in training mode, on the CPU; routers are random, so seed torch for the same ones.
+
+    Raises:
+        ValueError: a setting is out of its range, or a layer has no gated MLP.
+        KeyError: `model` lacks a tensor that its configuration asks for.
     """
     indices = range(model.config.text_config.num_hidden_layers) if layers == "all" else layers
     settings = MoeSettings(num_experts, top_k, normalize_topk, tuple(int(i) for i in indices), router_aux_loss_coef)
