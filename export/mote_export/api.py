@@ -74,20 +74,7 @@ def export(
         raise MoteError(f"target is {target!r}, expected {', '.join(map(repr, TARGETS))} or {ALL!r}.")
     if opset not in OPSETS:
         raise MoteError(f"opset is {opset}, expected {OPSETS[0]} to {OPSETS[-1]}.")
-    if isinstance(model, MoteForConditionalGeneration):
-        source: Path | Checkpoint = checkpoint_of(model, processor)
-    elif isinstance(model, torch.nn.Module):
-        raise MoteError(
-            f"the model is a {type(model).__name__}, expected a MoteForConditionalGeneration: see mote_export.model.upcycle."
-        )
-    elif not isinstance(model, str | os.PathLike):
-        raise MoteError(
-            f"the model is a {type(model).__name__}, expected a path of a checkpoint or a MoteForConditionalGeneration."
-        )
-    elif processor is not None:
-        raise MoteError(f"a processor was given beside {os.fspath(model)}, which brings its own: leave it out.")
-    else:
-        source = Path(model)
+    source = _source(model, processor)
     pack = PackOptions(packing, shared_expert, shared_group_size)
     with quiet_libraries():
         return exporter.export(
@@ -102,6 +89,24 @@ def export(
             samples=samples,
             pack=pack,
         )
+
+
+def _source(
+    model: str | os.PathLike[str] | MoteForConditionalGeneration, processor: ProcessorMixin | None
+) -> Path | Checkpoint:
+    if isinstance(model, MoteForConditionalGeneration):
+        return checkpoint_of(model, processor)
+    if isinstance(model, torch.nn.Module):
+        raise MoteError(
+            f"the model is a {type(model).__name__}, expected a MoteForConditionalGeneration: see mote_export.model.upcycle."
+        )
+    if not isinstance(model, str | os.PathLike):
+        raise MoteError(
+            f"the model is a {type(model).__name__}, expected a path of a checkpoint or a MoteForConditionalGeneration."
+        )
+    if processor is not None:
+        raise MoteError(f"a processor was given beside {os.fspath(model)}, which brings its own: leave it out.")
+    return Path(model)
 
 
 def checkpoint_of(model: MoteForConditionalGeneration, processor: ProcessorMixin | None) -> Checkpoint:
