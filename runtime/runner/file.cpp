@@ -64,6 +64,7 @@ Status read_file(const std::string& path, uint64_t max_bytes, std::vector<uint8_
 
 Status write_file(const std::string& path, const void* data, size_t size) {
   const std::string unfinished = path + ".unfinished-" + std::to_string(getpid());
+  unlink(unfinished.c_str());  // of a process that had our number and was killed: in containers numbers soon repeat
   const int file = open(unfinished.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (file < 0) return cannot("written", path);
   Status status = write_all(file, path, data, size);
