@@ -2,6 +2,7 @@
 
 import json
 import random
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,58 @@ def test_damaged_dumps_and_programs_are_refused(
         for read in (lambda: read_etdump(path, None), lambda: read_program(path)):
             with pytest.raises(ProfileError):
                 read()
+
+
+def test_a_damaged_graph_in_a_program_is_refused(demo_export: Path, tmp_path: Path) -> None:
+    content = bytearray((demo_export / "executorch" / "model.pte").read_bytes())
+    header = content.index(b"XH00")
+    content[header + 6 : header + 14] = b"\xff" * 8  # where the graph is, and its size
+    path = tmp_path / "model.pte"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError, match="a graph of 4294967295 bytes"):
+        read_program(path)
+
+
+def test_a_dump_that_names_one_part_without_end_is_refused(tmp_path: Path) -> None:
+    """1,000 offsets to one run of 1,000 offsets to one event: a million events in 8 KB."""
+    count, run = 1000, 44 + 4 * 1000
+    event = run + 12 + 4 * count
+
+    def table_of_one(start: int, at: int, target: int) -> bytes:
+        """A table at `at` whose fields 1 and 3 are the vector behind it, all of whose offsets lead to `target`."""
+        offsets = (target - (at + 12 + 4 * index) for index in range(count))
+        return struct.pack("<iII", at - start, 4, count) + b"".join(struct.pack("<I", each) for each in offsets)
+
+    indices = struct.pack("<HHHHHH", 12, 8, 0, 4, 0, 4) + struct.pack("<HH", 4, 4)
+    content = struct.pack("<I", 32) + b"ED00" + indices + bytes(8)
+    content += table_of_one(8, 32, run) + table_of_one(8, run, event) + struct.pack("<i", event - 20)
+    path = tmp_path / "dump.etdp"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError, match="names the same parts too often"):
+        read_etdump(path, None)
+
+
+def test_shapes_without_end_are_passed_over(tmp_path: Path) -> None:
+    shape = [1 << 39] * 200_000  # whose product would take a minute
+    arguments = {"op_name": "MatMul", "input_type_shape": [{"float": [1, 2]}, {"float": shape}]}
+    arguments["output_type_shape"] = [{"float": [1, 3]}]
+    node = {"cat": "Node", "ph": "X", "ts": 1, "dur": 1, "name": "a_kernel_time", "args": arguments}
+    run = {"cat": "Session", "ph": "X", "ts": 0, "dur": 9, "name": "model_run", "args": {}}
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps([node, run]))
+    (found,) = read_ort_profiles({"decoder": path})
+    assert found.operators[0].weight_bytes == 2 * 3 * 4
+
+
+def test_a_thread_that_calls_one_operator_may_help_another() -> None:
+    """Records of a device may come from any threads."""
+    events = np.zeros(4, EVENT)
+    layer, quantize = PHASE_NAMES.index("layer"), PHASE_NAMES.index("quantize")
+    events["begin_ns"], events["end_ns"] = (0, 2, 10, 12), (9, 4, 19, 14)
+    events["call"], events["tokens"], events["expert"] = (0, 0, 1, 1), 1, 0xFFFF
+    events["phase"], events["thread"] = (layer, quantize, layer, quantize), (7, 7, 8, 7)
+    timeline = build_timeline(RawTrace({}, (), None, (0,), 4, events, PHASE_NAMES))
+    assert [span.name for span in timeline.workers[1]] == ["quantize"]
 
 
 def test_damaged_profiles_of_onnxruntime_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from mote_runtime.profile.vocabulary import PRODUCTS, READ_IN_PART, operator
 PARTS = {"vision": Part.VISION, "embedding": Part.EMBEDDING, "decoder": Part.DECODER}
 MAX_EVENTS = 1 << 22
 _MAX_US = 1e15
+_MAX_DIMENSIONS = 64
 _RUN, _KERNEL = "model_run", "_kernel_time"
 _FLOAT_BYTES = {"float": 4, "float16": 2, "bfloat16": 2, "double": 8}
 
@@ -89,5 +90,12 @@ def _shapes(value: object) -> list[tuple[str, list[int]]]:
     if not isinstance(value, list):
         return []
     pairs = [next(iter(item.items())) for item in value if isinstance(item, dict) and len(item) == 1]
-    good = lambda shape: isinstance(shape, list) and all(type(size) is int and 0 <= size < 1 << 40 for size in shape)  # noqa: E731
-    return [(str(kind), shape) for kind, shape in pairs if good(shape)]
+    return [(str(kind), shape) for kind, shape in pairs if _is_shape(shape)]
+
+
+def _is_shape(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= _MAX_DIMENSIONS
+        and all(type(size) is int and 0 <= size < 1 << 40 for size in value)
+    )

@@ -6,6 +6,7 @@ are ExecuTorch's `program.fbs` and XNNPACK's `runtime_schema.fbs`; only the few 
 
 import mmap
 import struct
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ _XNNPACK_HEADER = b"XH00"
 _KERNEL_CALL, _DELEGATE_CALL = 1, 2  # InstructionArguments
 _TENSOR = 5  # KernelTypes
 _SEGMENT = 1  # DataLocation
+_MAX_DIMENSIONS = 64
 # Bytes of an element by ScalarType; types of less than a byte do not occur here.
 _ITEM_BYTES = {0: 1, 1: 1, 2: 2, 3: 4, 4: 8, 5: 2, 6: 4, 7: 8, 11: 1, 15: 2, 27: 2, 28: 4, 29: 8}
 
@@ -38,14 +40,17 @@ Program = Mapping[str, tuple[Instruction, ...]]
 def read_program(path: Path) -> Program:
     """The instructions of each method of a `.pte`; raises ProfileError where the file is damaged or of another kind."""
     try:
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            view = memoryview(mapped)
+        with (
+            path.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as view,
+        ):
             try:
                 return _read(view)
             except (ProfileError, struct.error) as error:
+                # The frames of the error hold slices of the file, which cannot be closed before these are gone.
+                traceback.clear_frames(error.__traceback__)
                 raise ProfileError(f"{path} is no program of ExecuTorch that can be read: {error}") from None
-            finally:
-                view.release()
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         raise ProfileError(f"{path} cannot be read: {error}") from error
 
@@ -93,7 +98,10 @@ def _constant_bytes(value: Table) -> int:
     if tensor is None or tensor.scalar(5, "I") == 0 or tensor.table(6) is not None:
         return 0
     count = 1
-    for size in tensor.scalars(2, "i"):
+    sizes = tensor.scalars(2, "i")
+    if len(sizes) > _MAX_DIMENSIONS:
+        raise ProfileError(f"a tensor has {len(sizes)} dimensions; expected at most {_MAX_DIMENSIONS}")
+    for size in sizes:
         count *= max(size, 0)
     return count * _ITEM_BYTES.get(tensor.scalar(0, "b"), 0)
 

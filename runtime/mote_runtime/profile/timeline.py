@@ -290,16 +290,12 @@ class _Phases:
             layer = self._layers[int(event["layer"])]
             span.arguments |= {"layer": layer, "tokens": int(event["tokens"]), "call": call}
             span.weight_bytes = 0
-        main = set(callers.values())
-        others = sorted({int(thread) for thread in np.unique(self._events["thread"])} - main)
-        tracks = {thread: number for number, thread in enumerate(others, 1)}
-        self._hand_out(timeline, operators, callers, tracks)
+        self._hand_out(timeline, operators, callers)
         for spans in timeline.workers.values():
             spans.sort(key=lambda span: span.begin_ns)
 
-    def _hand_out(
-        self, timeline: Timeline, operators: dict[int, Span], callers: dict[int, int], tracks: dict[int, int]
-    ) -> None:
+    def _hand_out(self, timeline: Timeline, operators: dict[int, Span], callers: dict[int, int]) -> None:
+        tracks: dict[int, int] = {}
         for event in self._events:
             name = self._names[int(event["phase"])]
             call = int(event["call"])
@@ -317,7 +313,8 @@ class _Phases:
             if thread == callers[call]:
                 operator.children.append(span)
             else:
-                timeline.workers.setdefault(tracks[thread], []).append(span)
+                track = tracks.setdefault(thread, len(tracks) + 1)
+                timeline.workers.setdefault(track, []).append(span)
 
     def _span(self, event: np.void, name: str, operator: Span) -> Span:
         expert = int(event["expert"])
