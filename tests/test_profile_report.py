@@ -156,6 +156,28 @@ def test_a_profile_without_trace_or_steps_has_a_page(document: dict[str, Any]) -
     assert "Memory over time" not in text
 
 
+def test_figures_of_nothing_have_a_page(document: dict[str, Any]) -> None:
+    """A clock that stands still, a system that tells no memory, phases shorter than a clock's step."""
+    run = document["runs"][0]
+    for each in run["record"]["repetitions"]:
+        each["token_ms"] = [each["first_token_ms"]] * len(each["token_ms"])
+    run["record"]["memory"]["samples"] = [[0.0, 0, 0], [0.0, 0, 0]]
+    for stage in run["breakdown"].values():
+        for phase in stage["phases"]:
+            phase |= {"ms": 0.0, "bytes_per_sec": None}
+    text = render(document)
+    assert "Inside the layers" in text
+    assert "Memory over time" in text
+
+
+def test_a_model_without_our_operators_is_not_counted_among_the_experts(document: dict[str, Any]) -> None:
+    without = json.loads(json.dumps(document["runs"][0]))
+    choices = without["experts"]["choices_per_layer"]
+    without["experts"] |= {"choices_per_layer": 0, "tokens": [[0] * 4] * len(without["experts"]["layers"])}
+    document["runs"].insert(0, without)
+    assert f"{choices} choices a layer" in render(document)
+
+
 def test_axes_have_round_values_within_their_range() -> None:
     for low, high in ((0, 1), (0.3, 0.9), (0, 7321.5), (1e-4, 3e-4)):
         ticks = charts.axis_ticks(low, high)

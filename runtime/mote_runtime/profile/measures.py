@@ -11,6 +11,8 @@ from mote_runtime.profile.statistics import Summary, percentile, summarize
 PERCENTILES = (50, 95, 99)
 GREATEST_SLOWDOWN = 1.05  # of a traced decode step; beyond it phases are recorded once more, and it is said
 
+_LEAST_STEP_MS = 1e-6  # no clock tells less, and a ratio to it would be no number
+
 Better = Literal["less", "more"]
 
 
@@ -140,4 +142,4 @@ def slowdown(measured: Record, traced: Record | None) -> float | None:
         if not times:
             return None
         medians.append(percentile(times, 50))
-    return round(medians[1] / medians[0], 4) if medians[0] > 0 else None
+    return round(medians[1] / medians[0], 4) if medians[0] >= _LEAST_STEP_MS else None

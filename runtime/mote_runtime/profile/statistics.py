@@ -34,7 +34,7 @@ class Difference:
     """How B differs from A.
 
     Attributes:
-        ratio: median of B over median of A; None where that of A is 0.
+        ratio: median of B over median of A; None where that of A is 0 or next to it.
         interval: bootstrap interval of the ratio at 95 %; None where a sample has a single value.
         effect: the chance that a value of B is greater than one of A, ties counted half: 0.5 means no difference.
         p: of the Mann-Whitney test, two-sided; None where a sample has a single value.
@@ -76,16 +76,22 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Difference
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     median_a, median_b = float(np.median(first)), float(np.median(second))
     single = min(len(first), len(second)) < 2
+    ratio = _ratio(median_b, median_a)
     return Difference(
         len(first),
         len(second),
         median_a,
         median_b,
-        median_b / median_a if median_a else None,
-        None if single or not median_a else _bootstrap_interval(first, second, seed),
+        ratio,
+        None if single or ratio is None else _bootstrap_interval(first, second, seed),
         _effect(first, second),
         None if single else mann_whitney_p(first, second),
     )
+
+
+def _ratio(b: float, a: float) -> float | None:
+    ratio = b / a if a else math.inf
+    return ratio if math.isfinite(ratio) else None
 
 
 def _effect(a: Array, b: Array) -> float:

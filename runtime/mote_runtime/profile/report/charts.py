@@ -98,7 +98,7 @@ def memory_chart(samples: Sequence[tuple[float, int, int]], stages: Sequence[tup
     """Anonymous and file-backed bytes over ms, one upon the other; `stages` are (name, ms) of vertical lines."""
     height, base, top = 210.0, 176.0, 22.0
     begin, end = samples[0][0], max(samples[-1][0], samples[0][0] + 1)
-    most = max(anonymous + file for _, anonymous, file in samples) * 1.04
+    most = max(1.0, *(anonymous + file for _, anonymous, file in samples)) * 1.04
     points = _thin(samples)
 
     def x(when: float) -> float:

@@ -24,6 +24,7 @@ _HEADLINES = (
 )
 _SHOWN_OPERATORS = 8
 _SHOWN_PHASES = 10
+_LEAST_SCALE_MS = 1e-3  # marks may be equal: they are written to the microsecond
 _LEAST_SHARE = 0.005  # of the memory limit; what reads less waits for something else
 
 
@@ -138,7 +139,7 @@ def _latency(runs: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> Ch
     present = [each for each in times if each]
     if not present:
         return None
-    high = max(percentile(each, 99.5) for each in present) * 1.05
+    high = max(_LEAST_SCALE_MS, *(percentile(each, 99.5) for each in present)) * 1.05
     low = min(min(each) for each in present) * 0.95
     low = 0.0 if low < high / 3 else low
     cards = [
@@ -303,7 +304,7 @@ def _phases(runs: Sequence[Mapping[str, Any]]) -> Child:
                         "tr",
                         tag("td", tag("span", class_=f"dot {style}"), name),
                         tag("td", units.figure(value / figures["count"], "ms")),
-                        tag("td", units.share(value / total)),
+                        tag("td", units.share(value / total if total else None)),
                         tag("td", units.speed(each["bytes_per_sec"])),
                     )
                     for (name, value, style), each in zip(named, shown, strict=True)
@@ -351,14 +352,19 @@ def _memory(runs: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> Chi
 
 
 def _experts(runs: Sequence[Mapping[str, Any]]) -> Child:
-    cards = [
-        tag("section", tag("h3", run["label"]), charts.heat_map(experts["tokens"], experts["layers"]), class_="card")
-        for run in runs
-        if (experts := run.get("experts")) and experts["choices_per_layer"]
-    ]
-    if not cards:
+    shown = [run for run in runs if (run.get("experts") or {}).get("choices_per_layer")]
+    if not shown:
         return None
-    tokens = next(run["experts"]["choices_per_layer"] for run in runs if run.get("experts"))
+    cards = [
+        tag(
+            "section",
+            tag("h3", run["label"]),
+            charts.heat_map(run["experts"]["tokens"], run["experts"]["layers"]),
+            class_="card",
+        )
+        for run in shown
+    ]
+    tokens = shown[0]["experts"]["choices_per_layer"]
     note = (
         "How many tokens the router of each layer sent to each expert in the traced answer: "
         f"{tokens} choices a layer, prompt and answer together."
