@@ -188,6 +188,7 @@ def test_energy_is_read_or_said_not_to_be_there(tmp_path: Path) -> None:
     package = tmp_path / "intel-rapl:0"
     package.mkdir()
     (tmp_path / "intel-rapl:0:0").mkdir()  # a part of it, not to be counted twice
+    (package / "name").write_text("package-0\n")
     (package / "max_energy_range_uj").write_text("9999999\n")
     (package / "energy_uj").write_text("9000000\n")
     meter = EnergyMeter(tmp_path)
@@ -195,3 +196,56 @@ def test_energy_is_read_or_said_not_to_be_there(tmp_path: Path) -> None:
     (package / "energy_uj").write_text("1000000\n")  # it started again at 0
     assert meter.reason is None
     assert meter.joules_since(before) == pytest.approx(2.0)
+
+
+def test_energy_is_that_of_all_packages_and_of_nothing_else(tmp_path: Path) -> None:
+    for number, name in enumerate(("package-0", "psys")):  # the whole board, which holds the package
+        zone = tmp_path / f"intel-rapl:{number}"
+        zone.mkdir()
+        for file, content in (("name", name), ("max_energy_range_uj", "9999999"), ("energy_uj", "1000000")):
+            (zone / file).write_text(content + "\n")
+    meter = EnergyMeter(tmp_path)
+    assert (meter.reason, meter.read()) == (None, (1000000,))
+    (tmp_path / "intel-rapl:2").mkdir()
+    (tmp_path / "intel-rapl:2" / "name").write_text("package-1\n")
+    meter = EnergyMeter(tmp_path)  # a sum without the second package would be no package's and not all
+    assert meter.read() is None
+    assert str(meter.reason).startswith("intel-rapl:2 cannot be read")
+
+
+def test_an_interrupt_while_output_is_put_in_place_keeps_the_earlier_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    write_output(output, {"profile.json": '{"format": "mote-profile"}'})
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_output(output, {"profile.json": "{}"})
+    assert (output / "profile.json").read_text() == '{"format": "mote-profile"}'
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: path != tmp_path
+    )  # tests may run as root, who may write anywhere
+    with pytest.raises(ProfileError, match="cannot be written to, so out"):
+        check_output(tmp_path / "out")
+    with pytest.raises(ProfileError, match="cannot be looked at"):
+        check_output(tmp_path / ("x" * 300))
+
+
+def test_a_label_cannot_command_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    run = {"label": "a\x1b[2J", "record": record([10.0]).to_json()}
+    path.write_text(json.dumps({"format": "mote-profile", "runs": [run]}))
+    assert [label for label, _ in read_profile(path)] == ["a?[2J"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
-_PACKAGE = re.compile(r"intel-rapl:\d+")  # a package; its parts (intel-rapl:0:0) are in its count already
+_PACKAGE = re.compile(r"intel-rapl:\d+")  # its parts (intel-rapl:0:0) are in its count already
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,14 @@ class EnergyMeter:
             if not _PACKAGE.fullmatch(zone.name):
                 continue
             try:
+                if not (zone / "name").read_text().startswith("package"):
+                    continue  # "psys" is the whole board, with the packages in it
                 (zone / "energy_uj").read_text()
                 self._counters.append(_Counter(zone / "energy_uj", int((zone / "max_energy_range_uj").read_text())))
             except (OSError, ValueError) as error:
                 self.reason = f"{zone.name} cannot be read ({type(error).__name__})"
+        if self.reason is not None:
+            self._counters = []  # a part of the packages would be taken for all
         if not self._counters and self.reason is None:
             self.reason = "this system shows no energy counters"
 

@@ -1,5 +1,6 @@
 """Puts a profile's folder in place: complete or not at all, and never over anything but an earlier profile."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -16,14 +17,27 @@ _OURS = frozenset({PROFILE_FILE, REPORT_FILE, TRACE_FILE, RAW_FOLDER})
 
 def check_output(folder: Path) -> None:
     """Whether a profile may be put there: nothing, an empty folder, or an earlier profile. Raises ProfileError."""
+    try:
+        _check_output(folder)
+    except OSError as error:
+        raise ProfileError(
+            f"{folder} cannot be looked at: {error.strerror or error}; choose another with -o"
+        ) from error
+
+
+def _check_output(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ProfileError(f"{folder} is no folder; choose another with -o")
+    parent = folder.absolute().parent
+    if not parent.is_dir():
+        raise ProfileError(
+            f"{parent} does not exist, so {folder.name} cannot be written there; make it, or choose another with -o"
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):  # measuring takes minutes
+        raise ProfileError(
+            f"{parent} cannot be written to, so {folder.name} cannot be put there; choose another with -o"
+        )
     if not folder.exists():
-        parent = folder.absolute().parent
-        if not parent.is_dir():
-            raise ProfileError(
-                f"{parent} does not exist, so {folder.name} cannot be written there; make it, or choose another with -o"
-            )
         return
     names = {path.name for path in folder.iterdir()}
     if names and (not names <= _OURS or not _is_profile(folder / PROFILE_FILE)):
@@ -57,7 +71,7 @@ def write_output(folder: Path, files: Mapping[str, str], traces: Mapping[str, Pa
                 folder.rename(Path(scratch) / "old")
             try:
                 complete.rename(folder)
-            except OSError:
+            except BaseException:  # an interrupt as well: the earlier profile would go with the scratch folder
                 if (old := Path(scratch) / "old").exists():
                     old.rename(folder)
                 raise

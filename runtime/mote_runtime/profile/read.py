@@ -26,5 +26,10 @@ def read_profile(path: Path) -> list[tuple[str, Record]]:
     runs = []
     for index, row in enumerate(fields.rows("runs", MAX_RUNS)):
         run = Fields(row, f"{file}: run {index}")
-        runs.append((run.text("label", 500), Record.from_json(run.value("record"), f"{run.name}: record")))
+        runs.append((_printable(run.text("label", 500)), Record.from_json(run.value("record"), f"{run.name}: record")))
     return runs
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal could take for a command."""
+    return "".join(character if character.isprintable() else "?" for character in text)
