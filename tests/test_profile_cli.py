@@ -263,5 +263,44 @@ def test_an_interrupt_leaves_nothing_behind(export: Path, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_termination_leaves_nothing_behind(export: Path, tmp_path: Path) -> None:
+    """While it is traced, as then there is a folder of raw traces as well as a process."""
+    command = [sys.executable, "-m", "mote_runtime.cli.profile", str(export), "-o", str(tmp_path / "out")]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    options = ["--repetitions", "1", "--loads", "1"]
+    with subprocess.Popen([*command, *options], env=os.environ | {"TMPDIR": str(scratch)}) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 60
+        while not list(scratch.glob("mote-profile-*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        workers = children.read_text().split()
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
+    assert list(scratch.iterdir()) == []
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_a_runtime_that_is_not_installed_is_told(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ModuleNotFoundError(\"No module named 'onnxruntime'\")\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert main([str(export), "-o", str(tmp_path / "out"), *FAST]) == 1
+    error = capsys.readouterr().err
+    assert "onnxruntime cannot be imported (No module named 'onnxruntime'); install it with" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_is_no_side_of_another(profile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = _document(profile)
+    document["runs"] *= 2
+    (tmp_path / "profile.json").write_text(json.dumps(document))
+    assert main(["--compare", str(tmp_path), str(profile)]) == 1
+    assert "several runs in onnxruntime" in capsys.readouterr().err
+
+
 def test_phases_have_the_names_that_records_from_devices_rely_on() -> None:
     assert InnerTrace("onnxruntime").phase_names == PHASE_NAMES

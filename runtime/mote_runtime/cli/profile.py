@@ -30,6 +30,7 @@ from mote_runtime.profile.settings import (
     TRACE_SOURCES,
     Settings,
 )
+from mote_runtime.profile.signals import ending_signals_raise
 
 logger = logging.getLogger("mote-profile")
 
@@ -189,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="mote-profile: %(message)s", force=True)
     command = ["mote-profile", *(sys.argv[1:] if argv is None else argv)]
     try:
-        return _compare(arguments, command) if arguments.compare else _profile(arguments, command)
+        with ending_signals_raise():
+            return _compare(arguments, command) if arguments.compare else _profile(arguments, command)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -279,6 +281,10 @@ def _compare_earlier(paths: Sequence[Path], runtime: str | None) -> list[Compari
         runs = [(label, record) for label, record in read_profile(path) if runtime in (None, record.runtime)]
         if not runs:
             raise MoteError(f"{path} holds no run of {runtime or 'any runtime'}; profile it again")
+        if twice := [name for name in RUNTIMES if sum(record.runtime == name for _, record in runs) > 1]:
+            raise MoteError(
+                f"{path} holds several runs in {twice[0]}, as a comparison does; give the profile of one export"
+            )
         sides.append({record.runtime: (label, record) for label, record in runs})
     first, second = sides
     common = [name for name in first if name in second]

@@ -9,13 +9,10 @@ import hashlib
 import logging
 import os
 import shlex
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -32,6 +29,7 @@ from mote_runtime.profile.prompt import write_prompt
 from mote_runtime.profile.record import Record
 from mote_runtime.profile.sample import default_picture
 from mote_runtime.profile.settings import Settings
+from mote_runtime.profile.signals import uninterrupted
 from mote_runtime.profile.strict import read_json
 from mote_runtime.tokenizer import PromptTokenizer
 
@@ -46,7 +44,6 @@ COOL_INTERVAL_S = 5.0
 # A phone is warm to the hand above the first; a board's hottest zone is its processor, which is warmer inside.
 COOL_BELOW, COOL_BELOW_ZONE = 38.0, 60.0
 _NOT_FOUND, _NOT_EXECUTABLE, _KILLED = 127, 126, 128
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +226,7 @@ class _Job:
 def _cleaned_up_after_errors(folder: DeviceFolder, keep: Sequence[Bundle]) -> Iterator[None]:
     """Clean the device if the block does not end well; the error then says what could not be removed."""
     try:
-        with _ending_signals_raise():
-            yield
+        yield
     except BaseException as error:
         left = _clean(folder, keep)
         if left and isinstance(error, MoteError):
@@ -242,45 +238,12 @@ def _cleaned_up_after_errors(folder: DeviceFolder, keep: Sequence[Bundle]) -> It
 
 def _clean(folder: DeviceFolder, keep: Sequence[Bundle]) -> str | None:
     """Clean up; a sentence on what may be left, None where nothing is."""
-    with _uninterrupted():
+    with uninterrupted():
         try:
             folder.clean(keep)
         except AdbError as error:
             return f"{str(error).rstrip('.')}; {folder.remedy()}."
     return None
-
-
-@contextlib.contextmanager
-def _ending_signals_raise() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the program through its exception handlers, with the exit code that a shell expects."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(_KILLED + number)
-
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield
-        return
-    heeded = [number for number in _ENDING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as with nohup
-    previous = {number: signal.signal(number, end) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Signals wait: cleaning up takes a moment, and has a limit of its own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *_ENDING_SIGNALS)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,9 @@ def busy(device: Mapping[str, Any]) -> str | None:
     load, cores = device.get("load_average"), device.get("usable_cores")
     if not isinstance(load, int | float) or not isinstance(cores, int) or load <= cores * _BUSY:
         return None
-    return f"the machine was busy when measuring began (a load of {load:.1f} on {cores} cores): take the figures with care"
+    return (
+        f"the machine was busy when measuring began (a load of {load:.1f} on {cores} cores): take the figures with care"
+    )
 
 
 def thread_count(threads: int | None, cores: tuple[int, ...] | None) -> int:

@@ -125,13 +125,15 @@ def profile(
 def _traced(subject: Subject, record: Record, progress: session.Progress) -> MeasuredRun:
     """The run with its trace; where the runtime's own profiler slowed it down, phases are recorded once more without it."""
     settings = subject.settings
-    model = facts.model_facts(Manifest.read(settings.path))
+    manifest = Manifest.read(settings.path)
+    model = facts.model_facts(manifest)
     if not settings.trace_sources:
         return MeasuredRun(subject.label, model, settings.to_json(), record)
     traced_record, trace = session.trace(settings, progress)
     light = None
     if (
-        set(settings.trace_sources) == set(TRACE_SOURCES)
+        manifest.plugin_library is not None
+        and set(settings.trace_sources) == set(TRACE_SOURCES)
         and (slowdown(record, traced_record) or 1.0) > GREATEST_SLOWDOWN
     ):
         light = session.trace(replace(settings, trace_sources=("phases",)), progress)

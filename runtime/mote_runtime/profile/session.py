@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -105,7 +104,7 @@ def measure(subjects: Sequence[Settings], progress: Progress) -> list[Record]:
 
     Two subjects are in memory at once.
     """
-    loads = [_load_alone(settings, progress) for settings in subjects]
+    loads = _load_alone(subjects, progress)
     with contextlib.ExitStack() as stack:
         workers = []
         for settings in subjects:
@@ -125,13 +124,15 @@ def measure(subjects: Sequence[Settings], progress: Progress) -> list[Record]:
     return [record.with_loads(times) for record, times in zip(records, loads, strict=True)]
 
 
-def _load_alone(settings: Settings, progress: Progress) -> tuple[float, ...]:
-    times = []
-    for number in range(1, settings.loads):
-        progress(f"{settings.folder}: loading, {number} of {settings.loads}")
-        with Worker(replace(settings, repetitions=1)) as worker:
-            times.append(float(worker.hear()["loaded"]))
-    return tuple(times)
+def _load_alone(subjects: Sequence[Settings], progress: Progress) -> list[tuple[float, ...]]:
+    """Loading times in ms of further processes, for each of the subjects, which take turns here as well."""
+    times: list[list[float]] = [[] for _ in subjects]
+    for number in range(1, max(settings.loads for settings in subjects)):
+        for settings, found in zip(subjects, times, strict=True):
+            progress(f"{settings.folder}: loading, {number} of {settings.loads}")
+            with Worker(settings) as worker:
+                found.append(float(worker.hear()["loaded"]))
+    return [tuple(found) for found in times]
 
 
 def trace(settings: Settings, progress: Progress) -> tuple[Record, RawTrace]:

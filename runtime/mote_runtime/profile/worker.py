@@ -68,8 +68,9 @@ def _serve(settings: Settings, sampler: MemorySampler, replies: TextIO) -> None:
 
 
 def _trace(settings: Settings, sampler: MemorySampler, folder: Path) -> dict[str, Any]:
-    operators, phases = ("operators" in settings.trace_sources, "phases" in settings.trace_sources)
-    subject = Subject(settings, sampler, folder if operators else None, traced=True)
+    subject = Subject(settings, sampler, folder if "operators" in settings.trace_sources else None, traced=True)
+    # Without a plugin the model has none of our operators, and the plugin could not even be loaded beside every runtime.
+    phases = "phases" in settings.trace_sources and subject.manifest.plugin_library is not None
     for _ in range(settings.warmup):
         subject.repeat(keep=False)
     inner = InnerTrace(subject.manifest.target) if phases else None  # type: ignore[arg-type]
