@@ -22,12 +22,12 @@ from pathlib import Path
 import mote_runtime
 from mote_runtime import Pipeline
 from mote_runtime.profile import host
-from mote_runtime.profile.inner import InnerTrace
 from mote_runtime.profile.measure import Subject
 from mote_runtime.profile.memory import MemorySampler
 from mote_runtime.profile.sample import DEFAULT_TEXT_PROMPT
 from mote_runtime.profile.settings import Settings
 from mote_runtime.profile.statistics import compare
+from mote_runtime.profile.trace.inner import InnerTrace
 
 LAYERS, VOCAB = 2, 32768
 

@@ -23,7 +23,7 @@ PUBLISHED = (
     "examples/*/images/*.png",
     "benchmarks/results/*",
     "docs/notebooks/*",
-    "runtime/mote_runtime/profile/vocabulary.py",
+    "runtime/mote_runtime/profile/trace/vocabulary.py",
 )
 LINK = re.compile(r"(\]\()([^)\s#]+)")
 

@@ -15,8 +15,8 @@ import tiny_onnx_export
 from profile_trace import check_nesting, complete_events
 
 from mote_runtime.cli.profile import main
-from mote_runtime.profile.inner import PHASE_NAMES, InnerTrace
 from mote_runtime.profile.record import Record
+from mote_runtime.profile.trace.inner import PHASE_NAMES, InnerTrace
 
 FAST = ["--repetitions", "3", "--loads", "1", "--quiet"]
 TOKENS = 6

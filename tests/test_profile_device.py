@@ -21,19 +21,19 @@ from fake_adb import SERIAL, FakeAdb
 import mote_runtime
 from mote_runtime.cli.profile import main
 from mote_runtime.errors import ExportFolderError, MoteError
-from mote_runtime.profile import adb as adb_module
-from mote_runtime.profile import device as device_module
-from mote_runtime.profile import device_folder
-from mote_runtime.profile.adb import Adb, AdbError, AdbTimeoutError, Device, DeviceFullError, DeviceLostError
-from mote_runtime.profile.device import DeviceMeasurements, DeviceOptions, choose_device, measure_on_device
-from mote_runtime.profile.device_facts import Core, State, parse_state, read_facts, throttled
-from mote_runtime.profile.device_folder import DeviceBusyError
-from mote_runtime.profile.device_runner import find_runner
-from mote_runtime.profile.device_trace import _bring_together
-from mote_runtime.profile.events import Part, Run
+from mote_runtime.profile.devices import adb as adb_module
+from mote_runtime.profile.devices import folder as device_folder
+from mote_runtime.profile.devices import measure as device_module
+from mote_runtime.profile.devices.adb import Adb, AdbError, AdbTimeoutError, Device, DeviceFullError, DeviceLostError
+from mote_runtime.profile.devices.facts import Core, State, parse_state, read_facts, throttled
+from mote_runtime.profile.devices.folder import DeviceBusyError
+from mote_runtime.profile.devices.measure import DeviceMeasurements, DeviceOptions, choose_device, measure_on_device
+from mote_runtime.profile.devices.runner import find_runner
+from mote_runtime.profile.devices.trace import _bring_together
 from mote_runtime.profile.record import Memory, Record, Repetition
 from mote_runtime.profile.sample import DEFAULT_PROMPT, default_picture
 from mote_runtime.profile.settings import Settings
+from mote_runtime.profile.trace.events import Part, Run
 
 FOLDER = "/data/local/tmp/mote"
 ABI = "arm64-v8a"

@@ -3,6 +3,7 @@
 import json
 import random
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ from profile_trace import check_nesting, complete_events
 from mote_runtime.cli.profile import main
 from mote_runtime.manifest import Manifest
 from mote_runtime.profile import session
-from mote_runtime.profile.alignment import align, around, inside, match_runs
 from mote_runtime.profile.build import Circumstances, MeasuredRun, build_profile
-from mote_runtime.profile.etdump import read_etdump
-from mote_runtime.profile.events import Part, Run, Span
-from mote_runtime.profile.inner import EVENT, PHASE_NAMES, read_events
-from mote_runtime.profile.ort_trace import read_ort_profiles
-from mote_runtime.profile.program import read_program
-from mote_runtime.profile.raw_trace import Call, RawTrace
 from mote_runtime.profile.settings import Settings
 from mote_runtime.profile.strict import ProfileError
-from mote_runtime.profile.timeline import build_timeline
-from mote_runtime.profile.vocabulary import operator
+from mote_runtime.profile.trace.alignment import align, around, inside, match_runs
+from mote_runtime.profile.trace.etdump import read_etdump
+from mote_runtime.profile.trace.events import Part, Run, Span
+from mote_runtime.profile.trace.inner import EVENT, PHASE_NAMES, read_events
+from mote_runtime.profile.trace.ort_trace import read_ort_profiles
+from mote_runtime.profile.trace.program import read_program
+from mote_runtime.profile.trace.raw_trace import Call, RawTrace
+from mote_runtime.profile.trace.timeline import build_timeline
+from mote_runtime.profile.trace.vocabulary import operator
 
 TOKENS = 8
 PROMPT = "What is the sum of the digits?"
@@ -52,7 +53,7 @@ def raw_executorch(demo_export: Path, tmp_path_factory: pytest.TempPathFactory) 
     settings = Settings(str(demo_export / "executorch"), PROMPT, "", max_new_tokens=4, threads=1)
     read = session.read_runs
 
-    def keeping(runtime: str, files: dict[str, Path], manifest: Manifest) -> dict[str, list[Run]]:
+    def keeping(runtime: str, files: Mapping[str, Path], manifest: Manifest) -> dict[str, list[Run]]:
         kept.write_bytes(files["program"].read_bytes())
         return read(runtime, files, manifest)
 

@@ -19,9 +19,9 @@ from arm import build_arm_runner, qemu_command
 import mote_runtime
 from mote_runtime import get_library_path
 from mote_runtime.preprocess import preprocess_image
-from mote_runtime.profile.inner import read_events
 from mote_runtime.profile.prompt import write_prompt
 from mote_runtime.profile.record import Record
+from mote_runtime.profile.trace.inner import read_events
 
 IMAGES = Path(__file__).parents[1] / "examples" / "digits_vqa" / "images"
 FOLDERS = {"onnxruntime": "onnx", "executorch": "executorch"}

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mote_runtime.profile import host
-from mote_runtime.profile.adb import AdbError
 from mote_runtime.profile.build import Profile
-from mote_runtime.profile.device import COOL_BELOW, COOL_BELOW_ZONE, DeviceOptions, measure_on_device
-from mote_runtime.profile.device_profile import build_device_profile, raw_files
+from mote_runtime.profile.devices.adb import AdbError
+from mote_runtime.profile.devices.measure import COOL_BELOW, COOL_BELOW_ZONE, DeviceOptions, measure_on_device
+from mote_runtime.profile.devices.profile import build_device_profile, raw_files
 
 _DEFAULTS = DeviceOptions()
 

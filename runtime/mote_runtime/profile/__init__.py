@@ -1,7 +1,7 @@
 """Measures an exported model and shows where its time goes (docs/profiling.md).
 
-From a folder to a report: `session` runs workers (`worker`, one process for each runtime), which measure repetitions
-(`measure`, `memory`, `energy`) into a `record`; one more repetition is traced, and `timeline` lays what the runtime's own
-profiler (`ort_trace`, `etdump`) and the operators (`inner`) recorded into one. `build` makes the files of both, wherever the
-records and traces came from.
+From a folder to a report: `host` runs workers by `session` (`worker`, one process for each runtime), which measure repetitions
+(`measure`, `memory`, `energy`) into a `record`; `devices` has the native runner measure on a phone instead. One more repetition
+is traced and laid out by `trace`. `build` makes the files of all this, `report` the page among them, wherever the records and
+traces came from.
 """

@@ -8,14 +8,14 @@ from typing import Any
 
 import mote_runtime
 from mote_runtime.profile.bandwidth import Bandwidth
-from mote_runtime.profile.breakdown import breakdown, expert_load
-from mote_runtime.profile.chrome import TracedRun, chrome_trace
 from mote_runtime.profile.comparison import Comparison
 from mote_runtime.profile.measures import slowdown, summary
-from mote_runtime.profile.raw_trace import RawTrace
 from mote_runtime.profile.record import FORMAT, FORMAT_VERSION, Record
 from mote_runtime.profile.report import render
-from mote_runtime.profile.timeline import Timeline, build_timeline
+from mote_runtime.profile.trace.breakdown import breakdown, expert_load
+from mote_runtime.profile.trace.chrome import TracedRun, chrome_trace
+from mote_runtime.profile.trace.raw_trace import RawTrace
+from mote_runtime.profile.trace.timeline import Timeline, build_timeline
 
 PROFILE_FILE, REPORT_FILE, TRACE_FILE = "profile.json", "report.html", "trace.json"
 

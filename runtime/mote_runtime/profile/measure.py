@@ -14,10 +14,10 @@ from mote_runtime.pipeline import Pipeline
 from mote_runtime.profile.energy import EnergyMeter
 from mote_runtime.profile.memory import MemorySampler
 from mote_runtime.profile.observe import ObservedBackend
-from mote_runtime.profile.raw_trace import Marks
 from mote_runtime.profile.record import Record, Repetition
 from mote_runtime.profile.sample import read_picture
 from mote_runtime.profile.settings import Settings
+from mote_runtime.profile.trace.raw_trace import Marks
 from mote_runtime.tokenizer import PromptTokenizer
 
 _DISTRIBUTIONS = {"onnxruntime": "onnxruntime", "executorch": "executorch"}

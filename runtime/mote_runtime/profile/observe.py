@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mote_runtime.arrays import FloatArray, IntArray
 from mote_runtime.backends import Backend
-from mote_runtime.profile.events import Part
-from mote_runtime.profile.raw_trace import Call
+from mote_runtime.profile.trace.events import Part
+from mote_runtime.profile.trace.raw_trace import Call
 
 
 class ObservedBackend(Backend):

@@ -15,15 +15,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from mote_runtime.manifest import Manifest
-from mote_runtime.profile.etdump import read_etdump
-from mote_runtime.profile.events import Part, Run
-from mote_runtime.profile.inner import read_events
-from mote_runtime.profile.ort_trace import read_ort_profiles
-from mote_runtime.profile.program import read_program
-from mote_runtime.profile.raw_trace import Call, Marks, RawTrace
 from mote_runtime.profile.record import Record
 from mote_runtime.profile.settings import Settings
 from mote_runtime.profile.strict import ProfileError, parse_json
+from mote_runtime.profile.trace.events import Part
+from mote_runtime.profile.trace.inner import read_events
+from mote_runtime.profile.trace.raw_trace import Call, Marks, RawTrace
+from mote_runtime.profile.trace.readers import read_runs
 from mote_runtime.profile.worker import PHASES_FILE
 
 logger = logging.getLogger(__name__)
@@ -160,13 +158,3 @@ def trace(settings: Settings, progress: Progress) -> tuple[Record, RawTrace]:
 def _scratch_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mote-profile-") as folder:
         yield Path(folder)
-
-
-def read_runs(runtime: str, files: dict[str, Path], manifest: Manifest) -> dict[str, list[Run]]:
-    """What the runtime's profiler wrote, by clock: ONNX Runtime's sessions have one each, an ETDump has one for all parts.
-
-    `files` as `Backend.end_profile` names them. Raises ProfileError.
-    """
-    if runtime == "onnxruntime":
-        return {part: read_ort_profiles({part: path}) for part, path in files.items()}
-    return {clock: read_etdump(path, read_program(manifest.path("model.pte"))) for clock, path in files.items()}

@@ -16,10 +16,10 @@ import numpy as np
 
 from mote_runtime.backends.base import reason
 from mote_runtime.errors import MoteError
-from mote_runtime.profile.inner import InnerTrace
 from mote_runtime.profile.measure import Subject
 from mote_runtime.profile.memory import MemorySampler
 from mote_runtime.profile.settings import Settings
+from mote_runtime.profile.trace.inner import InnerTrace
 
 PHASES_FILE = "phases.bin"
 

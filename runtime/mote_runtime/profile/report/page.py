@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from mote_runtime.profile import units, vocabulary
+from mote_runtime.profile import units
 from mote_runtime.profile.facts import busy
 from mote_runtime.profile.measures import GREATEST_SLOWDOWN, MEASURES, PERCENTILES, inter_token_ms
 from mote_runtime.profile.record import Record
 from mote_runtime.profile.report import charts
 from mote_runtime.profile.report.markup import Child, Markup, join, tag, trusted
 from mote_runtime.profile.statistics import percentile
+from mote_runtime.profile.trace import vocabulary
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _HEADLINES = (

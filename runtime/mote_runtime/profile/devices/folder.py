@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mote_runtime.errors import MoteError
-from mote_runtime.profile.adb import AdbError, Device, DeviceFullError, plain
+from mote_runtime.profile.devices.adb import AdbError, Device, DeviceFullError, plain
 
 NAME = "mote"
 MARGIN_BYTES = 32 << 20  # left free for records and traces, and for the system's sake
@@ -85,7 +85,7 @@ class DeviceFolder:
 
     @classmethod
     def in_folder(cls, device: Device, working_folder: str) -> "DeviceFolder":
-        """Under one of `device_facts.WORKING_FOLDERS`."""
+        """Under one of `facts.WORKING_FOLDERS`."""
         return cls(device, f"{working_folder}/{NAME}")
 
     def lock(self, bundles: Sequence[Bundle]) -> None:

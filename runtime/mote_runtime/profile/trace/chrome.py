@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mote_runtime.profile.events import Span
 from mote_runtime.profile.record import Record
-from mote_runtime.profile.timeline import Timeline, walk
+from mote_runtime.profile.trace.events import Span
+from mote_runtime.profile.trace.timeline import Timeline, walk
 
 MAIN_THREAD = 1
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mote_runtime.profile import vocabulary
-from mote_runtime.profile.alignment import Alignment, Bounds, align, around, inside, match_runs
-from mote_runtime.profile.events import Part, Run, Span
-from mote_runtime.profile.inner import NO_EXPERT, SHARED_EXPERT, EventArray
-from mote_runtime.profile.raw_trace import Call, Marks, RawTrace
 from mote_runtime.profile.strict import ProfileError
+from mote_runtime.profile.trace import vocabulary
+from mote_runtime.profile.trace.alignment import Alignment, Bounds, align, around, inside, match_runs
+from mote_runtime.profile.trace.events import Part, Run, Span
+from mote_runtime.profile.trace.inner import NO_EXPERT, SHARED_EXPERT, EventArray
+from mote_runtime.profile.trace.raw_trace import Call, Marks, RawTrace
 
 LAYER_PHASE, TOKENS_PHASE = "layer", "tokens"
 _GAP_NS = 1_000_000  # between two answers whose clocks have nothing in common

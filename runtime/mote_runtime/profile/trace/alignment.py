@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mote_runtime.profile.events import Run
-from mote_runtime.profile.raw_trace import Call
 from mote_runtime.profile.strict import ProfileError
+from mote_runtime.profile.trace.events import Run
+from mote_runtime.profile.trace.raw_trace import Call
 
 # Profilers count whole microseconds, so an inner interval may seem to stick out by one.
 TOLERANCE_NS = 2_000

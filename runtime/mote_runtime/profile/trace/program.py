@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mote_runtime.profile.flatbuffer import Table
 from mote_runtime.profile.strict import ProfileError
-from mote_runtime.profile.vocabulary import READ_IN_PART, operator
+from mote_runtime.profile.trace.flatbuffer import Table
+from mote_runtime.profile.trace.vocabulary import READ_IN_PART, operator
 
 _IDENTIFIER = b"ET"
 _EXTENDED_HEADER = b"eh00"

@@ -6,9 +6,9 @@ from typing import Any
 
 from mote_runtime.profile import facts
 from mote_runtime.profile.build import Circumstances, MeasuredRun, Profile, build_profile
-from mote_runtime.profile.device import DeviceMeasurements, Measurement
-from mote_runtime.profile.device_facts import Core, Facts, State, throttled
-from mote_runtime.profile.device_trace import read_trace
+from mote_runtime.profile.devices.facts import Core, Facts, State, throttled
+from mote_runtime.profile.devices.measure import DeviceMeasurements, Measurement
+from mote_runtime.profile.devices.trace import read_trace
 
 
 def build_device_profile(measured: DeviceMeasurements, labels: Sequence[str], command: Sequence[str]) -> Profile:

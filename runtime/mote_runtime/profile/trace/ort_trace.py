@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from mote_runtime.profile.events import Part, Run, Span
 from mote_runtime.profile.strict import Fields, ProfileError, read_json
-from mote_runtime.profile.vocabulary import PRODUCTS, READ_IN_PART, operator
+from mote_runtime.profile.trace.events import Part, Run, Span
+from mote_runtime.profile.trace.vocabulary import PRODUCTS, READ_IN_PART, operator
 
 PARTS = {"vision": Part.VISION, "embedding": Part.EMBEDDING, "decoder": Part.DECODER}
 MAX_EVENTS = 1 << 22

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from mote_runtime.profile.alignment import Bounds, align
-from mote_runtime.profile.device import Measurement
-from mote_runtime.profile.events import Part, Run
-from mote_runtime.profile.inner import InnerTrace, read_events
-from mote_runtime.profile.raw_trace import RawTrace
-from mote_runtime.profile.session import read_runs
+from mote_runtime.profile.devices.measure import Measurement
+from mote_runtime.profile.trace.alignment import Bounds, align
+from mote_runtime.profile.trace.events import Part, Run
+from mote_runtime.profile.trace.inner import InnerTrace, read_events
+from mote_runtime.profile.trace.raw_trace import RawTrace
+from mote_runtime.profile.trace.readers import read_runs
 
 
 def read_trace(measured: Measurement) -> RawTrace | None:

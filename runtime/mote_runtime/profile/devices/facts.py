@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mote_runtime.profile.adb import AdbError, Device, plain
+from mote_runtime.profile.devices.adb import AdbError, Device, plain
 
 # Where a program may be put and run: on Android the shell user's folder, on a Linux board what is not memory first.
 WORKING_FOLDERS = ("/data/local/tmp", "/var/tmp", "/tmp")

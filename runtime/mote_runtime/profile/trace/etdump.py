@@ -4,11 +4,11 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from mote_runtime.profile.events import Part, Run, Span
-from mote_runtime.profile.flatbuffer import Table
-from mote_runtime.profile.program import Instruction, Program
 from mote_runtime.profile.strict import MAX_FILE_BYTES, ProfileError
-from mote_runtime.profile.vocabulary import PRODUCTS, operator
+from mote_runtime.profile.trace.events import Part, Run, Span
+from mote_runtime.profile.trace.flatbuffer import Table
+from mote_runtime.profile.trace.program import Instruction, Program
+from mote_runtime.profile.trace.vocabulary import PRODUCTS, operator
 
 METHODS = {"vision_encoder": Part.VISION, "token_embedding": Part.EMBEDDING, "text_decoder": Part.DECODER}
 _OPERATOR_CALL, _DELEGATE_CALL, _EXECUTE = "OPERATOR_CALL", "DELEGATE_CALL", "Method::execute"

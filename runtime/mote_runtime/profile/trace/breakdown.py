@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mote_runtime.profile import vocabulary
-from mote_runtime.profile.events import Span
-from mote_runtime.profile.timeline import Timeline, walk
+from mote_runtime.profile.trace import vocabulary
+from mote_runtime.profile.trace.events import Span
+from mote_runtime.profile.trace.timeline import Timeline, walk
 
 STAGES = (vocabulary.IMAGE_ENCODE, vocabulary.EMBED, vocabulary.PREFILL, vocabulary.DECODE)
 

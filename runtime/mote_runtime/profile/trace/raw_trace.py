@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mote_runtime.profile.events import Part, Run
-from mote_runtime.profile.inner import EVENT, EventArray
+from mote_runtime.profile.trace.events import Part, Run
+from mote_runtime.profile.trace.inner import EVENT, EventArray
 
 
 @dataclass(frozen=True, slots=True)

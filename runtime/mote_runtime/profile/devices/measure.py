@@ -20,17 +20,17 @@ import numpy as np
 from mote_runtime.errors import ExportFolderError, MoteError
 from mote_runtime.manifest import Manifest, Verification, sha256
 from mote_runtime.preprocess import load_image, preprocess_image
-from mote_runtime.profile.adb import Adb, AdbError, AttachedDevice, Device, Output, plain
-from mote_runtime.profile.device_facts import Facts, State, read_facts, read_state, throttled
-from mote_runtime.profile.device_folder import Bundle, DeviceFolder, Piece
-from mote_runtime.profile.device_runner import RUNNER, Runner, find_runner
-from mote_runtime.profile.inner import EVENT, MAX_EVENTS
+from mote_runtime.profile.devices.adb import Adb, AdbError, AttachedDevice, Device, Output, plain
+from mote_runtime.profile.devices.facts import Facts, State, read_facts, read_state, throttled
+from mote_runtime.profile.devices.folder import Bundle, DeviceFolder, Piece
+from mote_runtime.profile.devices.runner import RUNNER, Runner, find_runner
 from mote_runtime.profile.prompt import write_prompt
 from mote_runtime.profile.record import Record
 from mote_runtime.profile.sample import default_picture
 from mote_runtime.profile.settings import Settings
 from mote_runtime.profile.signals import uninterrupted
 from mote_runtime.profile.strict import read_json
+from mote_runtime.profile.trace.inner import EVENT, MAX_EVENTS
 from mote_runtime.tokenizer import PromptTokenizer
 
 logger = logging.getLogger(__name__)
