@@ -60,7 +60,7 @@ def latency_histogram(values: Sequence[float], marks: Sequence[int], low: float,
                     "text",
                     f"p{mark} {units.figure(value, 'ms')}",
                     x=label_x + (3 if anchor == "start" else -3),
-                    y=14,
+                    y=28 if anchor == "end" and label_x - taken < 184 else 14,  # below the one that it would lie upon
                     class_="note",
                     text_anchor=anchor,
                 )
