@@ -82,10 +82,10 @@ test-cpp-arm: $(VENV)/.stamp  ## the core's tests for 64-bit ARM, under QEMU
 
 # Two processes, each with a file of tests at a time (exports are shared within a file); more would want more memory (3 GB each).
 test-python: build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not versions"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not versions and not long"
 
-test-slow: build  ## what make test leaves out: torch's answers to all 2,700 questions of the demo model, old ONNX Runtimes (6 minutes)
-	$(BIN)/python -m pytest -m versions tests/test_plugin_versions.py tests/test_runtime_versions.py
+test-slow: build  ## what make test leaves out: all that is marked long or versions, torch's answers to all 2,700 questions
+	$(BIN)/python -m pytest -m "versions or long"
 	MOTE_TORCH_QUESTIONS=2700 $(BIN)/python -m pytest -s tests/test_demo_model.py
 
 demo: build  ## export the demo checkpoint and ask it questions in both runtimes

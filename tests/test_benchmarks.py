@@ -78,6 +78,7 @@ def test_the_dram_bar_compares_with_what_dram_gave_beside_it() -> None:
     assert not any(one.reached for one in verdicts([replace(slow, dram_ms=1.0, memory_limit_ms=0.5)], {}))
 
 
+@pytest.mark.long
 def test_every_operator_runs_and_is_reported(tmp_path: Path) -> None:
     shape = Shape(MAIN_SHAPE.name, 128, 256)
     chosen = list(operators())

@@ -26,7 +26,7 @@ from mote_runtime import Pipeline, load  # noqa: E402
 from mote_runtime.preprocess import preprocess_image  # noqa: E402
 
 QUESTIONS = DEFAULT_QUESTIONS
-TORCH_QUESTIONS = int(os.environ.get("MOTE_TORCH_QUESTIONS", 900))
+TORCH_QUESTIONS = int(os.environ.get("MOTE_TORCH_QUESTIONS", 300))
 MIN_AGREEMENT = 0.995
 MIN_ACCURACY = 0.90
 MAX_SIZE = 16 * 1000 * 1000

@@ -53,6 +53,7 @@ def _texts(cell: nbformat.NotebookNode) -> list[str]:
     return [output.text for output in outputs if output.output_type == "stream" and output.name == "stdout"]
 
 
+@pytest.mark.long
 def test_the_blocks_of_the_ecosystem_page_run(demo_export: Path, environment: dict[str, str], tmp_path: Path) -> None:
     shutil.copyfile(DEMO_MODEL, tmp_path / "model.pt")
     shutil.copyfile(DEMO_MODEL.parent / "images" / "scene-5.png", tmp_path / "scene.png")

@@ -236,6 +236,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_variants_verify_on_both_targets(variant: dict[str, Any], tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(**variant, seed=3)
@@ -244,6 +245,7 @@ def test_variants_verify_on_both_targets(variant: dict[str, Any], tmp_path: Path
     assert [result.verification.greedy_tokens_compared > 0 for result in results if result.verification] == [True, True]
 
 
+@pytest.mark.long
 def test_a_decoder_with_bitnet_layers_verifies_on_both_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tiny_checkpoint(layers=1)
     attention = checkpoint.model.get_decoder().layers[0].self_attn

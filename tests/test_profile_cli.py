@@ -173,10 +173,10 @@ def test_two_profiles_are_compared_without_measuring(
     record = slow["runs"][0]["record"]
     record["repetitions"] = [dict(each) for each in record["repetitions"] * 4]
     fast = json.loads(json.dumps(slow))
-    for index, each in enumerate(record["repetitions"]):
-        each["decode_token_per_sec"] *= 0.5 + index / 1000
-    for index, each in enumerate(fast["runs"][0]["record"]["repetitions"]):
-        each["decode_token_per_sec"] = 2 * record["repetitions"][0]["decode_token_per_sec"] * (1 + index / 1000)
+    speed = record["repetitions"][0]["decode_token_per_sec"]
+    for document, factor in ((slow, 0.5), (fast, 1.0)):
+        for index, each in enumerate(document["runs"][0]["record"]["repetitions"]):
+            each["decode_token_per_sec"] = speed * (factor + index / 1000)
     for name, document in (("slow", slow), ("fast", fast)):
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
     paths = [str(tmp_path / "fast.json"), str(tmp_path / "slow.json")]
