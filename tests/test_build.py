@@ -242,17 +242,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_packages_and_the_plugins(wheel: Path) -> None:
     assert re.fullmatch(r"mote-\d+\.\d+\.\d+-py3-none-linux_\w+\.whl", wheel.name)
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
-            "mote_export",
-            "mote_runtime",
-            "optimum",
-        }
-        assert [name for name in names if name.startswith("optimum/")] == ["optimum/commands/register/register_mote.py"]
+    folders = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert folders == {"mote_export", "mote_runtime", "optimum"}
+    assert [name for name in names if name.startswith("optimum/")] == ["optimum/commands/register/register_mote.py"]
     assert {name for name in names if not name.endswith(".py") and ".dist-info" not in name} == {
         "mote_export/py.typed",
         "mote_runtime/py.typed",
         "mote_runtime/bin/libmote_runner_executorch.so",
         "mote_runtime/bin/mote-runner",
+        "mote_runtime/profile/report/style.css",
         "mote_runtime/lib/libmote_ort.so",
         "mote_runtime/lib/libmote_executorch.so",
     }
