@@ -151,7 +151,16 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(OPTIONS["float32"], marks=pytest.mark.long),
+        OPTIONS["bf16"],
+        pytest.param(OPTIONS["int8"], marks=pytest.mark.long),
+        OPTIONS["int4"],
+    ],
+    ids=OPTIONS.keys(),
+)
 def stored(
     request: pytest.FixtureRequest, exported: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[PackOptions, list[ExportResult]]:
