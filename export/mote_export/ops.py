@@ -28,6 +28,8 @@ EXACT_FLOAT32_INTEGER = 1 << 24
 TOKENS_AT_ONCE, ROWS_AT_ONCE = 32, 1024  # of the bfloat16 sums, whose intermediate results then stay in the cache
 NO_SHARED_EXPERT = "none"
 NAN = float("nan")
+# Of exp, from the highest power down: the coefficients of Cephes' expf (docs/operator.md).
+HORNER = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 MOE_SCHEMA = (
     "(Tensor x, Tensor router, Tensor gate_up_packed, Tensor gate_up_scale, Tensor down_packed, Tensor down_scale, "
@@ -257,8 +259,8 @@ def exp(v: Tensor) -> Tensor:
     n = (v * 1.44269504).round()
     r = v - n * 0.693359375
     r = r - n * -2.12194440e-4
-    p = torch.full_like(r, 1.9875691500e-4)
-    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+    p = torch.full_like(r, HORNER[0])
+    for c in HORNER[1:]:
         p = p * r + c
     p = p * (r * r)
     p = p + r

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mote_export.model.quantizers import INT8_MAX, SCALE_FLOOR
-from mote_export.ops import EXACT_FLOAT32_INTEGER, LANES, NAN, NO_SHARED_EXPERT
+from mote_export.ops import EXACT_FLOAT32_INTEGER, HORNER, LANES, NAN, NO_SHARED_EXPERT
 from mote_export.packing import PACKINGS, SHARED_FORMATS, Array, unpack_gate_up, unpack_scales
 from mote_export.passes.base import ModulePass
 from mote_export.passes.pack_ternary_experts import PackedTernaryExperts
@@ -28,7 +28,6 @@ from mote_export.passes.pack_ternary_linear import PackedTernaryLinear
 BASES = {"2bit": (4, 4), "1.6bit": (5, 3)}
 INT4_OF_A_BYTE, INT4_BASE, INT4_OFFSET = 2, 16, 8
 LEAST_POWER, GREATEST_POWER = -126, 127
-HORNER = (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 
 class Bytes(nn.Module):
@@ -88,8 +87,8 @@ class Silu(nn.Module):
         n = (v * 1.44269504).round()
         r = v - n * 0.693359375
         r = r - n * -2.12194440e-4
-        p = torch.full_like(r, 1.9875691500e-4)
-        for coefficient in HORNER:
+        p = torch.full_like(r, HORNER[0])
+        for coefficient in HORNER[1:]:
             p = p * r + coefficient
         p = p * (r * r) + r + 1.0
         return p * F.embedding((n - LEAST_POWER).to(torch.int32), self.powers).squeeze(-1)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from mote_export.onnx_schemas import DOMAIN, TERNARY_MATMUL, TERNARY_MOE, Operator
+from mote_export.ops import HORNER
 from mote_export.packing import int4, one_six_bit, two_bit
 from mote_export.packing.lines import LANES as BYTES_OF_A_ROW
 from mote_export.packing.lines import ROWS
@@ -29,7 +30,6 @@ from mote_export.packing.lines import ROWS
 LANES = 16  # of the router's sums
 # exp of docs/operator.md: 2^n is looked up, as ONNX has no operator that makes a float of its bits.
 LEAST_POWER, GREATEST_POWER = -126, 127
-HORNER = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 # Of activations: uint8 beside int8 weights is the fastest product everywhere, and exact for ternary ones.
 ZERO_POINT = 128
 FLOAT_MAX = float(np.finfo(np.float32).max)
