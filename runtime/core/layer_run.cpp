@@ -119,6 +119,7 @@ bool LayerRun::run(const float* x, float* y, size_t num_tokens) {
   const Span span(trace_, Phase::kLayer, kNoExpert, num_tokens);
   for (size_t done = 0; done < num_tokens; done += plan_.token_capacity) {
     const size_t count = std::min(plan_.token_capacity, num_tokens - done);
+    first_token_ = done;
     if (!run_chunk(x + done * hidden_size_, y + done * hidden_size_, count)) return false;
   }
   return true;
@@ -135,7 +136,7 @@ bool LayerRun::run_chunk(const float* x, float* y, size_t num_tokens) {
   group_by_expert();
   cut_tiles();
   plan_tasks();
-  trace_router_load();
+  trace_routes();
   if (!for_each<&LayerRun::gather_x_task>(this, threads_, ceil_div(num_tiles_, x_tiles_per_task_))) return false;
   if (!for_each<&LayerRun::gate_up_task>(this, threads_, first_gate_up_task_[num_ffns_])) return false;
   if (!for_each<&LayerRun::quantize_h_task>(this, threads_, ceil_div(num_tiles_, h_tiles_per_task_))) return false;
@@ -270,12 +271,14 @@ size_t LayerRun::traced_tokens(size_t first_tile, size_t end_tile) const {
   return last.first_slot + last.count - tiles_[first_tile].first_slot;
 }
 
-void LayerRun::trace_router_load() const {
+void LayerRun::trace_routes() const {
   if (!trace_.is_on()) return;
   const uint64_t now = TraceCall::now_ns();
-  for (size_t e = 0; e < num_experts_; ++e) {
-    const size_t tokens = first_slot_[e + 1] - first_slot_[e];
-    if (tokens > 0) trace_.record(Phase::kTokens, static_cast<uint16_t>(e), tokens, 0, now, now);
+  for (size_t token = 0; token < num_tokens_; ++token) {
+    if (!x_rows_[token].finite) continue;
+    for (size_t rank = 0; rank < top_k_; ++rank) {
+      trace_.record_route(static_cast<uint16_t>(experts_[token * top_k_ + rank]), first_token_ + token, rank, now);
+    }
   }
 }
 

@@ -102,7 +102,7 @@ class LayerRun {
   void quantize_h(const Tile& tile);
   uint16_t traced_expert(size_t ffn) const { return is_shared(ffn) ? kSharedExpert : static_cast<uint16_t>(ffn); }
   size_t traced_tokens(size_t first_tile, size_t end_tile) const;
-  void trace_router_load() const;
+  void trace_routes() const;
   size_t stored_bytes(size_t ffn, const MatrixShape& shape, size_t matrices, const Range& blocks) const;
   template <class Work>
   void for_tiles_of_each_expert(Phase phase, const Range& tiles, Work work) const;
@@ -153,6 +153,7 @@ class LayerRun {
   // Of the chunk in progress.
   const float* x_ = nullptr;
   float* y_ = nullptr;
+  size_t first_token_ = 0;  // of the chunk, in the call
   size_t num_tokens_ = 0;
   size_t num_routed_slots_ = 0;
   size_t num_slots_ = 0;

@@ -15,7 +15,7 @@ namespace {
 static_assert(sizeof(MoteTraceEvent) == 64, "an event is a cache line, and a record of 64 bytes in files");
 static_assert(sizeof(pthread_t) <= sizeof(uint64_t));
 
-constexpr const char* kPhaseNames[] = {"layer",   "quantize",        "router", "tokens",  "gather",
+constexpr const char* kPhaseNames[] = {"layer",   "quantize",        "router", "route",   "gather",
                                        "gate_up", "quantize_hidden", "down",   "combine", "matmul"};
 static_assert(sizeof(kPhaseNames) / sizeof(kPhaseNames[0]) == kNumPhases);
 
@@ -71,18 +71,34 @@ TraceCall::TraceCall(const void* layer) {
 void TraceCall::record(Phase phase, uint16_t expert, size_t tokens, size_t bytes, uint64_t begin_ns,
                        uint64_t end_ns) const {
   if (!is_on()) return;
+  MoteTraceEvent recorded = event(phase, expert, tokens, begin_ns, end_ns);
+  recorded.bytes = bytes;
+  write(recorded);
+}
+
+void TraceCall::record_route(uint16_t expert, size_t token, size_t rank, uint64_t now_ns) const {
+  if (!is_on()) return;
+  MoteTraceEvent recorded = event(Phase::kRoute, expert, 1, now_ns, now_ns);
+  recorded.token = static_cast<uint32_t>(token);
+  recorded.rank = static_cast<uint32_t>(rank);
+  write(recorded);
+}
+
+MoteTraceEvent TraceCall::event(Phase phase, uint16_t expert, size_t tokens, uint64_t begin_ns, uint64_t end_ns) const {
   MoteTraceEvent event = {};
   event.begin_ns = begin_ns;
   event.end_ns = end_ns;
   event.layer = layer_;
   const pthread_t thread = pthread_self();
   std::memcpy(&event.thread, &thread, sizeof(thread));
-  event.bytes = bytes;
   event.call = call_;
   event.tokens = static_cast<uint32_t>(tokens);
   event.phase = static_cast<uint16_t>(phase);
   event.expert = expert;
+  return event;
+}
 
+void TraceCall::write(const MoteTraceEvent& event) const {
   recorder.writers.fetch_add(1, std::memory_order_seq_cst);
   if (recorder.recording.load(std::memory_order_seq_cst) == recording_) {
     const uint64_t index = recorder.num_events.fetch_add(1, std::memory_order_relaxed);

@@ -16,7 +16,7 @@ enum class Phase : uint16_t {
   kLayer,           // a whole call
   kQuantize,        // rows of x
   kRouter,          // logits, softmax, top-k
-  kTokens,          // no time: how many tokens of a chunk go to a routed expert
+  kRoute,           // no time: an expert that a token goes to
   kGather,          // rows of x into tiles
   kGateUp,          // with the activation
   kQuantizeHidden,  // rows of h, and into tiles
@@ -38,10 +38,14 @@ class TraceCall {
   bool is_on() const { return recording_ != 0; }
   static uint64_t now_ns();
 
-  /// Nothing if is_on() is false, or the recording has ended since.
+  /// These do nothing if is_on() is false, or the recording has ended since.
   void record(Phase phase, uint16_t expert, size_t tokens, size_t bytes, uint64_t begin_ns, uint64_t end_ns) const;
+  void record_route(uint16_t expert, size_t token, size_t rank, uint64_t now_ns) const;
 
  private:
+  MoteTraceEvent event(Phase phase, uint16_t expert, size_t tokens, uint64_t begin_ns, uint64_t end_ns) const;
+  void write(const MoteTraceEvent& event) const;
+
   uint64_t recording_ = 0;  // 0: none
   uint64_t layer_ = 0;
   uint32_t call_ = 0;

@@ -1,11 +1,16 @@
 // What a recording holds: every call as it was, and nothing else, whoever starts and stops it when.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <limits>
 #include <map>
+#include <numeric>
 #include <set>
 #include <string>
 #include <thread>
+#include <tuple>
+#include <vector>
 
 #include "layer_fixture.h"
 #include "matmul_fixture.h"
@@ -71,7 +76,10 @@ void expect_whole_calls(const Events& events, size_t calls, const void* layer) {
     EXPECT_LE(event.end_ns, call.end_ns) << phase_of(event);
     EXPECT_EQ(event.layer, reinterpret_cast<uintptr_t>(layer));
     EXPECT_EQ(event.reserved, 0u);
-    EXPECT_EQ(event.reserved2, 0u);
+    if (phase_of(event) != "route") {
+      EXPECT_EQ(event.token, 0u);
+      EXPECT_EQ(event.rank, 0u);
+    }
   }
 }
 
@@ -100,12 +108,12 @@ TEST(Trace, HoldsEveryPhaseOfALayer) {
       SCOPED_TRACE(to_string(tensors.dimensions) + " tokens=" + std::to_string(tokens));
 
       expect_whole_calls(events, 1, tensors.gate_up_packed.data());
-      EXPECT_EQ(phases_of(events), (std::set<std::string>{"layer", "quantize", "router", "tokens", "gather", "gate_up",
+      EXPECT_EQ(phases_of(events), (std::set<std::string>{"layer", "quantize", "router", "route", "gather", "gate_up",
                                                           "quantize_hidden", "down", "combine"}));
       for (const char* phase : {"layer", "quantize", "router"}) {
         EXPECT_EQ(sum_of(events, phase, &MoteTraceEvent::tokens), tokens) << phase;
       }
-      EXPECT_EQ(sum_of(events, "tokens", &MoteTraceEvent::tokens), 2 * tokens);
+      EXPECT_EQ(sum_of(events, "route", &MoteTraceEvent::tokens), 2 * tokens);
       const size_t slots = (tensors.dimensions.shared_format == "none" ? 2 : 3) * tokens;
       EXPECT_EQ(sum_of(events, "gather", &MoteTraceEvent::tokens), slots);
       EXPECT_EQ(sum_of(events, "quantize_hidden", &MoteTraceEvent::tokens), slots);
@@ -123,7 +131,7 @@ TEST(Trace, NamesTheExperts) {
   const Events events = record([&] { compute(tensors.create(), supported_isas().back(), x); });
   std::map<uint16_t, uint64_t> load;
   for (const MoteTraceEvent& event : events) {
-    if (phase_of(event) == "tokens") load[event.expert] += event.tokens;
+    if (phase_of(event) == "route") load[event.expert] += event.tokens;
   }
   ASSERT_GE(load.size(), 2u);
   for (const char* phase : {"gather", "gate_up", "quantize_hidden", "down"}) {
@@ -141,6 +149,40 @@ TEST(Trace, NamesTheExperts) {
   }
 }
 
+/// Experts by the token's logits, the greatest first, in double precision: random values have no ties.
+std::vector<uint16_t> experts_in_order(const LayerTensors& tensors, const float* x) {
+  const auto experts = static_cast<size_t>(tensors.dimensions.num_experts);
+  const auto hidden = static_cast<size_t>(tensors.dimensions.hidden_size);
+  std::vector<double> logits(experts, 0.0);
+  for (size_t i = 0; i < experts * hidden; ++i) {
+    logits[i / hidden] += static_cast<double>(tensors.router.get_float(i)) * static_cast<double>(x[i % hidden]);
+  }
+  std::vector<uint16_t> order(experts);
+  std::iota(order.begin(), order.end(), uint16_t{0});
+  std::sort(order.begin(), order.end(), [&](uint16_t a, uint16_t b) { return logits[a] > logits[b]; });
+  return order;
+}
+
+TEST(Trace, SaysWhereEachTokenGoes) {
+  Rng rng(62);
+  const LayerTensors tensors({5, 3, 40, 40, true, "2bit", "int8"}, rng);
+  std::vector<float> x = random_values(21 * 40, rng);
+  x[9 * 40] = std::numeric_limits<float>::infinity();  // goes nowhere
+  RandomOrderPool pool(3, rng());
+  const Events events =
+      record([&] { compute_in_chunks(tensors.create(), supported_isas().back(), x, 8, pool.view()); });
+  using Route = std::tuple<uint32_t, uint32_t, uint16_t>;
+  std::vector<Route> found, expected;
+  for (const MoteTraceEvent& event : events) {
+    if (phase_of(event) == "route") found.emplace_back(event.token, event.rank, event.expert);
+  }
+  for (uint32_t token = 0; token < 21; ++token) {
+    const std::vector<uint16_t> order = experts_in_order(tensors, x.data() + token * 40);
+    for (uint32_t rank = 0; token != 9 && rank < 3; ++rank) expected.emplace_back(token, rank, order[rank]);
+  }
+  EXPECT_EQ(found, expected);
+}
+
 TEST(Trace, ReadsWeightsAgainForEveryChunk) {
   Rng rng(52);
   const LayerTensors tensors({1, 1, 40, 40, false, "2bit", "int8"}, rng);
@@ -148,7 +190,7 @@ TEST(Trace, ReadsWeightsAgainForEveryChunk) {
   const Events events = record([&] { compute_in_chunks(tensors.create(), supported_isas().back(), x, 7); });
   expect_whole_calls(events, 1, tensors.gate_up_packed.data());
   EXPECT_EQ(bytes_of(events), 3 * stored_bytes_of_one_token(tensors));
-  EXPECT_EQ(sum_of(events, "tokens", &MoteTraceEvent::tokens), 21u);
+  EXPECT_EQ(sum_of(events, "route", &MoteTraceEvent::tokens), 21u);
 }
 
 TEST(Trace, HoldsEveryPhaseOfAMatMul) {
@@ -174,7 +216,7 @@ TEST(Trace, TokensThatAreNotFiniteGoToNoExpert) {
   std::vector<float> x = random_values(3 * 40, rng);
   x[40] = std::numeric_limits<float>::infinity();
   Events events = record([&] { compute(tensors.create(), supported_isas().back(), x); });
-  EXPECT_EQ(sum_of(events, "tokens", &MoteTraceEvent::tokens), 4u);
+  EXPECT_EQ(sum_of(events, "route", &MoteTraceEvent::tokens), 4u);
   x.assign(x.size(), std::numeric_limits<float>::infinity());
   events = record([&] { compute(tensors.create(), supported_isas().back(), x); });
   expect_whole_calls(events, 1, tensors.gate_up_packed.data());
@@ -317,7 +359,7 @@ TEST(Trace, CallsOfSeveralThreadsKeepApart) {
   expect_whole_calls(events, kThreads * kCalls, tensors.gate_up_packed.data());
   std::map<uint32_t, uint64_t> load;
   for (const MoteTraceEvent& event : events) {
-    if (phase_of(event) == "tokens") load[event.call] += event.tokens;
+    if (phase_of(event) == "route") load[event.call] += event.tokens;
   }
   EXPECT_EQ(load.size(), kThreads * kCalls);
   for (const auto& [call, tokens] : load) EXPECT_EQ(tokens, 2 * 12u) << call;

@@ -15,7 +15,7 @@ extern "C" {
 #define MOTE_TRACE_NO_EXPERT 0xFFFFu
 #define MOTE_TRACE_SHARED_EXPERT 0xFFFEu
 
-/* One span of one phase on one thread. */
+/* One span of one phase on one thread, or with the phase `route`, which takes no time, what the router chose for one token. */
 typedef struct MoteTraceEvent {
   uint64_t begin_ns, end_ns; /* CLOCK_MONOTONIC */
   uint64_t layer;            /* identity of the layer: address of its packed weights (gate_up_packed, or packed) */
@@ -25,8 +25,9 @@ typedef struct MoteTraceEvent {
   uint32_t tokens;           /* rows worked on */
   uint16_t phase;            /* for mote_trace_phase_name */
   uint16_t expert;           /* 0 to E-1, or one of the two above */
+  uint32_t token;            /* of `route`: place of the token among the rows of the call; else 0 */
+  uint32_t rank;             /* of `route`: 0 for the token's first choice, to top_k - 1; else 0 */
   uint32_t reserved;         /* 0 */
-  uint64_t reserved2;        /* 0 */
 } MoteTraceEvent;
 
 /* Forgets what was recorded before and records up to this many events from now on. 0 on success, 1 if capacity is 0 or there is no

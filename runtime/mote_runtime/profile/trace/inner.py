@@ -22,8 +22,9 @@ EVENT = np.dtype(
         ("tokens", "<u4"),
         ("phase", "<u2"),
         ("expert", "<u2"),
+        ("token", "<u4"),
+        ("rank", "<u4"),
         ("reserved", "<u4"),
-        ("reserved2", "<u8"),
     ]
 )
 assert EVENT.itemsize == 64
@@ -35,7 +36,7 @@ PHASE_NAMES = (
     "layer",
     "quantize",
     "router",
-    "tokens",
+    "route",
     "gather",
     "gate_up",
     "quantize_hidden",

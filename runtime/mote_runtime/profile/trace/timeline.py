@@ -13,7 +13,7 @@ from mote_runtime.profile.trace.events import Part, Run, Span
 from mote_runtime.profile.trace.inner import NO_EXPERT, SHARED_EXPERT, EventArray
 from mote_runtime.profile.trace.raw_trace import Call, Marks, RawTrace
 
-LAYER_PHASE, TOKENS_PHASE = "layer", "tokens"
+LAYER_PHASE, ROUTE_PHASE = "layer", "route"
 _GAP_NS = 1_000_000  # between two answers whose clocks have nothing in common
 
 
@@ -218,7 +218,7 @@ class _Phases:
     def expert_tokens(self) -> list[list[int]]:
         """Tokens by layer with experts and expert."""
         rows = {layer: [0] * self._raw.num_experts for layer in self._raw.moe_layers}
-        events = self._of(TOKENS_PHASE)
+        events = self._of(ROUTE_PHASE)
         for layer, expert, tokens in zip(events["layer"], events["expert"], events["tokens"], strict=True):
             row = rows.get(self._layers[int(layer)])
             if row is not None and int(expert) < len(row):
@@ -303,7 +303,7 @@ class _Phases:
                 continue
             operator = operators[call]
             operator.weight_bytes = (operator.weight_bytes or 0) + int(event["bytes"])
-            if name == TOKENS_PHASE:
+            if name == ROUTE_PHASE:
                 loads = operator.arguments.setdefault("expert_tokens", {})
                 expert = str(int(event["expert"]))
                 loads[expert] = loads.get(expert, 0) + int(event["tokens"])

@@ -58,7 +58,7 @@ class Manifest internal constructor(
          * Reads and checks `mote.json` in [folder]; the other files are only looked at by [verify].
          * Throws [MoteException] where the folder or the manifest is missing, or a field is not what it must be.
          */
-        fun read(folder: File): Manifest = TODO()
+        fun read(folder: File): Manifest = readManifest(folder)
     }
 }
 
