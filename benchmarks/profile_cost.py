@@ -3,21 +3,24 @@
     python -m benchmarks.profile_cost [--export DIR] [--runtime NAME] [--rounds 15] [--threads 2]
 
 Without DIR (what mote-export wrote for both targets) it makes a model of Qwen2.5-1.5B's shape with two layers, random
-weights and a smaller vocabulary, which takes about three minutes and 8 GB of memory. All ways of running are open in one
-process and take turns, in an order that rotates, so that whatever else the machine does meets all of them. Prints a table.
-On a busy machine only processor time tells something, its least most, and only with one thread: more of them wait busily
-for each other.
+weights and a smaller vocabulary, which takes about three minutes and 8 GB of memory. The model is open once for each way of
+running, all in one process, and their answers take turns step by step, in an order that rotates. So a step and the one it is
+compared with are a fraction of a second apart, and whatever else the machine does meets both. The unit is an answer: the
+median of the ratios of its steps. Prints a table.
 """
 
 import argparse
-import itertools
-import statistics
+import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 import mote_runtime
 from mote_runtime import Pipeline
@@ -30,6 +33,9 @@ from mote_runtime.profile.statistics import compare
 from mote_runtime.profile.trace.inner import InnerTrace
 
 LAYERS, VOCAB = 2, 32768
+OFF = "measured repetitions"
+
+Times: TypeAlias = tuple[float, float]  # by the clock and of the processor, of all threads
 
 
 def make_export(folder: Path) -> Path:
@@ -47,81 +53,89 @@ def make_export(folder: Path) -> Path:
     return folder / "export"
 
 
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Decode steps of one answer in ms: medians by the clock and of the processor time of all threads, and the least of that."""
+@dataclass(slots=True)
+class Way:
+    """One way of running: a loaded model, and what is recorded while it takes a step."""
 
-    wall: float
-    processor: float
-    least: float
+    pipeline: Pipeline
+    inner: InnerTrace | None = None
+    _loop: Iterator[int] = field(init=False)
+
+    def start(self, new_tokens: int) -> None:
+        """Begin an answer; the prompt is not timed."""
+        self._loop, _ = self.pipeline.measured_tokens(DEFAULT_TEXT_PROMPT, None, new_tokens, stop=False)
+        next(self._loop)
+
+    def step(self) -> Times:
+        """One decode step."""
+        if self.inner is not None:
+            self.inner.start()
+        wall, processor = time.perf_counter(), time.process_time()
+        next(self._loop)
+        times = time.perf_counter() - wall, time.process_time() - processor
+        if self.inner is not None:
+            self.inner.stop()
+        return times
 
 
-def measure(folder: Path, threads: int, rounds: int, new_tokens: int) -> dict[str, list[Steps]]:
-    """A value for each answer, by way of running."""
+def measure(folder: Path, threads: int, rounds: int, new_tokens: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Times in seconds [rounds, steps, 2] of each way, by the clock and of the processor."""
     common = Settings("", "", None, max_new_tokens=new_tokens, threads=threads, warmup=1)
     settings = host.settings_for(folder, common, verify=False)
-    with MemorySampler() as sampler, tempfile.TemporaryDirectory() as profiles:
-        plain = mote_runtime.load(folder, threads=threads, verify=False)
-        quiet = Subject(settings, sampler, None, traced=False)
-        noisy = Subject(settings, sampler, Path(profiles), traced=True)
-        inner = InnerTrace(quiet.manifest.target)  # type: ignore[arg-type]
+    with MemorySampler() as sampler, tempfile.TemporaryDirectory() as profiles, contextlib.ExitStack() as stack:
 
-        def with_phases(pipeline: Pipeline) -> Steps:
-            inner.start()
-            try:
-                return decode(pipeline, new_tokens)
-            finally:
-                inner.stop()
+        def subject(profile: str | None) -> Subject:
+            made = Subject(settings, sampler, Path(profiles) if profile else None, traced=profile is not None)
+            stack.callback(made.close)
+            return made
 
-        ways: dict[str, Callable[[], Steps]] = {
-            "mote_runtime.load": lambda: decode(plain, new_tokens),
-            "measured repetitions": lambda: decode(quiet.pipeline, new_tokens),
-            "traced: phases": lambda: with_phases(quiet.pipeline),
-            "traced: operators": lambda: decode(noisy.pipeline, new_tokens),
-            "traced: operators and phases": lambda: with_phases(noisy.pipeline),
+        operators, both = subject("operators"), subject("both")
+        target: Any = operators.manifest.target
+        ways = {
+            "mote_runtime.load": Way(stack.enter_context(mote_runtime.load(folder, threads=threads, verify=False))),
+            OFF: Way(subject(None).pipeline),
+            "traced: phases": Way(subject(None).pipeline, InnerTrace(target)),
+            "traced: operators": Way(operators.pipeline),
+            "traced: operators and phases": Way(both.pipeline, InnerTrace(target)),
         }
-        times: dict[str, list[Steps]] = {name: [] for name in ways}
-        names = list(ways)
+        times: dict[str, list[list[Times]]] = {name: [] for name in ways}
         for number in range(rounds + 1):
-            for index in range(len(names)):
-                name = names[(number + index) % len(names)]
-                value = ways[name]()
+            answer = _take_turns(ways, new_tokens)
+            for name, steps in answer.items():
                 if number:  # the first round warms up
-                    times[name].append(value)
-        noisy.observed.end_profile()  # type: ignore[union-attr]
-        for pipeline in (plain, quiet, noisy):
-            pipeline.close()
-    return times
+                    times[name].append(steps)
+        for traced in (operators, both):
+            traced.observed.end_profile()  # type: ignore[union-attr]
+    return {name: np.array(values) for name, values in times.items()}
 
 
-def decode(pipeline: Pipeline, new_tokens: int) -> Steps:
-    """One answer, as mote-profile takes it."""
-    loop, _ = pipeline.measured_tokens(DEFAULT_TEXT_PROMPT, None, new_tokens, stop=False)
-    moments = [(time.perf_counter(), time.process_time()) for _ in loop]
-    pairs = list(itertools.pairwise(moments))
-    walls, processors = ([(after[clock] - before[clock]) * 1e3 for before, after in pairs] for clock in (0, 1))
-    return Steps(statistics.median(walls), statistics.median(processors), min(processors))
+def _take_turns(ways: Mapping[str, Way], new_tokens: int) -> dict[str, list[Times]]:
+    """One answer of each way, step by step in turns."""
+    steps: dict[str, list[Times]] = {name: [] for name in ways}
+    for way in ways.values():
+        way.start(new_tokens)
+    names = list(ways)
+    for number in range(new_tokens - 1):
+        for index in range(len(names)):
+            name = names[(number + index) % len(names)]
+            steps[name].append(ways[name].step())
+    return steps
 
 
-def report(runtime: str, threads: int, times: dict[str, list[Steps]]) -> str:
+def report(runtime: str, threads: int, times: Mapping[str, npt.NDArray[np.float64]]) -> str:
     """A table: medians, and the cost relative to the measured repetitions with its 95 % interval."""
-    base = times["measured repetitions"]
-    lines = [f"{runtime}, {threads} threads, {len(base)} answers each", ""]
-    lines += [
-        "| | decode step, ms | cost | processor time, ms | cost | least, ms | cost |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    best = min(each.least for each in base)
+    base = times[OFF]
+    lines = [f"{runtime}, {threads} threads, {len(base)} answers of {base.shape[1]} decode steps each", ""]
+    lines += ["| | decode step, ms | cost | processor time, ms | cost |", "|---|---|---|---|---|"]
     for name, values in times.items():
         cells = []
-        for clock in ("wall", "processor"):
-            found = compare([getattr(each, clock) for each in base], [getattr(each, clock) for each in values])
-            assert found.ratio is not None
+        for clock in range(2):
+            ratios = np.median(values[:, :, clock] / base[:, :, clock], axis=1)
+            found = compare([1.0] * len(ratios), list(ratios))
             assert found.interval is not None
             low, high = ((bound - 1) * 100 for bound in found.interval)
-            cells += [f"{found.median_b:.3f}", f"{(found.ratio - 1) * 100:+.1f} % ({low:+.1f} to {high:+.1f})"]
-        least = min(each.least for each in values)
-        cells += [f"{least:.3f}", f"{(least / best - 1) * 100:+.1f} %"]
+            cost = f"{(found.median_b - 1) * 100:+.1f} % ({low:+.1f} to {high:+.1f})"
+            cells += [f"{np.median(values[:, :, clock]) * 1e3:.3f}", cost]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -131,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--export", type=Path, metavar="DIR")
     parser.add_argument("--runtime", choices=("onnxruntime", "executorch"))
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="answers of each way")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     arguments = parser.parse_args()

@@ -15,23 +15,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mote_runtime.errors import ExportFolderError, MoteError
 from mote_runtime.manifest import Manifest, Verification, sha256
-from mote_runtime.preprocess import load_image, preprocess_image
 from mote_runtime.profile.devices.adb import Adb, AdbError, AttachedDevice, Device, Output, plain
 from mote_runtime.profile.devices.facts import Facts, State, read_facts, read_state, throttled
 from mote_runtime.profile.devices.folder import Bundle, DeviceFolder, Piece
 from mote_runtime.profile.devices.runner import RUNNER, Runner, find_runner
-from mote_runtime.profile.prompt import write_prompt
+from mote_runtime.profile.prompt import prompt_inputs, write_prompt
 from mote_runtime.profile.record import Record
-from mote_runtime.profile.sample import default_picture
 from mote_runtime.profile.settings import Settings
 from mote_runtime.profile.signals import uninterrupted
 from mote_runtime.profile.strict import read_json
 from mote_runtime.profile.trace.inner import EVENT, MAX_EVENTS
-from mote_runtime.tokenizer import PromptTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -212,12 +207,7 @@ class _Job:
         if not pieces:
             raise ExportFolderError(f"{manifest.folder} lists no model file; expected one of {', '.join(_MODEL_FILES)}")
         prompt = scratch / f"prompt-{manifest.target}.bin"
-        pixels = None
-        if settings.image is not None and manifest.image is not None:
-            picture = load_image(settings.image) if settings.image else default_picture()
-            pixels = preprocess_image(picture, manifest.image)[np.newaxis]
-        tokenizer = PromptTokenizer(manifest.path("tokenizer.json"), manifest.model, manifest.prompt)
-        ids = tokenizer.encode_prompt(settings.prompt, 0 if pixels is None else 1)
+        ids, pixels = prompt_inputs(settings, manifest)
         write_prompt(prompt, manifest, ids, pixels, ignore_eos=settings.ignore_eos)
         return cls(settings, manifest, Bundle.by_content("model", pieces), _piece(prompt))
 
