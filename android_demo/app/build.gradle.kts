@@ -1,0 +1,5 @@
+dependencies {
+    implementation(project(":engine"))
+    testImplementation(libs.junit)
+    testImplementation(libs.robolectric)
+}

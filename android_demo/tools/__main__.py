@@ -1,0 +1,42 @@
+"""The command line of the tools."""
+
+import argparse
+import sys
+
+from android_demo.tools import models, modules, natives, resources, tests
+from android_demo.tools.run import ToolError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m android_demo.tools", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("model", help="export the demo model for both runtimes")
+    commands.add_parser("natives", help="build the native libraries for this machine")
+    commands.add_parser("resources", help="link the app's resources and assets")
+    for name, text in [("compile", "compile a module and its tests"), ("test", "run a module's tests")]:
+        command = commands.add_parser(name, help=text)
+        command.add_argument("module", nargs="?", choices=[module.name for module in modules.MODULES], help="(all)")
+        if name == "test":
+            command.add_argument("--only", metavar="NAME", help="only classes with this in their names")
+    arguments = parser.parse_args()
+    chosen = [m for m in modules.MODULES if getattr(arguments, "module", None) in (None, m.name)]
+    if arguments.command == "model":
+        models.export_demo_model()
+    elif arguments.command == "natives":
+        natives.build_desktop()
+    elif arguments.command == "resources":
+        resources.link()
+    elif arguments.command == "compile":
+        for module in chosen:
+            modules.compile_tests(module)
+    elif not all([tests.run_tests(module, arguments.only) for module in chosen]):
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ToolError as error:
+        print(f"android: {error}", file=sys.stderr)
+        sys.exit(1)

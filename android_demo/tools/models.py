@@ -1,0 +1,37 @@
+"""The demo model, exported for both runtimes."""
+
+import json
+
+from android_demo.tools.paths import MODELS, PYTHON, ROOT
+from android_demo.tools.run import Step, ToolError, files_below, note, run
+
+CHECKPOINT = ROOT / "examples" / "digits_vqa" / "model.pt"
+
+
+def export_demo_model() -> None:
+    """Exports the checkpoint into MODELS/onnx and MODELS/executorch unless that was done with this exporter."""
+    exporter = [
+        *files_below(ROOT / "export" / "mote_export", "*.py"),
+        ROOT / "runtime" / "mote_runtime" / "manifest.py",
+    ]
+    step = Step(MODELS.with_suffix(".stamp"), [CHECKPOINT, *exporter])
+    if not step.is_due() and _is_complete():
+        return
+    if not PYTHON.is_file():
+        raise ToolError(f"the export of the demo model needs {PYTHON.relative_to(ROOT)}: run `make build`")
+    note("exporting the demo model")
+    MODELS.parent.mkdir(parents=True, exist_ok=True)
+    run(PYTHON, "-m", "mote_export.cli.export", CHECKPOINT, "-o", MODELS, "--target", "all", "--overwrite")
+    step.done()
+
+
+def _is_complete() -> bool:
+    for target in ("onnx", "executorch"):
+        folder = MODELS / target
+        manifest = folder / "mote.json"
+        if not manifest.is_file():
+            return False
+        files = json.loads(manifest.read_text())["files"]
+        if any(not (folder / name).is_file() for name in files):
+            return False
+    return True
