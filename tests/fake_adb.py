@@ -57,6 +57,29 @@ class FakeAdb:
         self._settings |= settings
         (self.folder / "control").write_bytes(marshal.dumps(self._settings))
 
+    def install(self, app: str, start: str, serial: str = SERIAL) -> None:
+        """Install an app: the script `start` is what `am start` does, with the command's words as its arguments.
+
+        It runs in the device's folder, whose `sdcard` is the shared storage; while a process whose id is in the file `app-pid` of
+        that folder runs, so does the app.
+        """
+        root = self.folder / serial
+        _write_program(root, "pm", f'[ "$*" = "path {app}" ] && echo "package:/data/app/{app}/base.apk"\n')
+        _write_program(
+            root, "pidof", f'read -r pid <{root}/app-pid; [ "$1" = {app} ] && kill -0 "$pid" && echo "$pid"\n'
+        )
+        _write_program(
+            root,
+            "am",
+            f"""\
+case $1 in
+start) {start}
+;;
+force-stop) read -r pid <{root}/app-pid && kill -9 "$pid";;
+esac
+""",
+        )
+
     def replug(self) -> None:
         """A device that vanished is there again, with what was on it; nothing vanishes any more; count and log are new."""
         self.control(vanish_at=0)
@@ -75,7 +98,7 @@ class FakeAdb:
     def left(self, serial: str = SERIAL) -> list[str]:
         """Every path that lies in the device's folders for programs."""
         root = self.folder / serial
-        bases = [base for base in (root / "data/local/tmp", root / "var/tmp") if base.exists()]
+        bases = [base for base in (root / "data/local/tmp", root / "var/tmp", root / "sdcard") if base.exists()]
         return sorted(f"/{path.relative_to(root)}" for base in bases for path in base.rglob("*"))
 
     def run_by_hand(self, command: str) -> None:
@@ -128,7 +151,12 @@ printf '\\tTemperature{{mValue=-99.9, mType=6, mName=PA, mStatus=0}}\\n'
 printf 'Current cooling devices from HAL:\\n\\tCoolingDevice{{mValue=0, mType=2, mName=cpu}}\\n';;
 esac
 """
+        programs["pm"] = "exit 1\n"
     for name, body in programs.items():
-        path = root / "bin" / name
-        path.write_text(f"#!/bin/sh\n{body}")
-        path.chmod(0o755)
+        _write_program(root, name, body)
+
+
+def _write_program(root: Path, name: str, body: str) -> None:
+    path = root / "bin" / name
+    path.write_text(f"#!/bin/sh\n{body}")
+    path.chmod(0o755)

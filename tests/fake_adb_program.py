@@ -15,7 +15,16 @@ import sys
 import time
 
 # Folders and files of a device that are in its sandbox; whatever else a command names is this machine's.
-_MAPPED = ("/data/local/tmp", "/var/tmp", "/sys/devices", "/sys/class", "/sys/firmware", "/proc/meminfo", "/lib/ld-")
+_MAPPED = (
+    "/data/local/tmp",
+    "/var/tmp",
+    "/sdcard",
+    "/sys/devices",
+    "/sys/class",
+    "/sys/firmware",
+    "/proc/meminfo",
+    "/lib/ld-",
+)
 _AARCH64 = 183
 
 

@@ -22,12 +22,16 @@ import mote_runtime
 from mote_runtime.cli.profile import main
 from mote_runtime.errors import ExportFolderError, MoteError
 from mote_runtime.profile.devices import adb as adb_module
+from mote_runtime.profile.devices import cooling
 from mote_runtime.profile.devices import folder as device_folder
 from mote_runtime.profile.devices import measure as device_module
 from mote_runtime.profile.devices.adb import Adb, AdbError, AdbTimeoutError, Device, DeviceFullError, DeviceLostError
+from mote_runtime.profile.devices.choose import choose_device
 from mote_runtime.profile.devices.facts import Core, State, parse_state, read_facts, throttled
 from mote_runtime.profile.devices.folder import DeviceBusyError
-from mote_runtime.profile.devices.measure import DeviceMeasurements, DeviceOptions, choose_device, measure_on_device
+from mote_runtime.profile.devices.measure import measure_on_device
+from mote_runtime.profile.devices.options import DeviceOptions
+from mote_runtime.profile.devices.results import DeviceMeasurements
 from mote_runtime.profile.devices.runner import find_runner
 from mote_runtime.profile.devices.trace import _bring_together
 from mote_runtime.profile.record import Memory, Record, Repetition
@@ -541,7 +545,7 @@ def test_an_endless_answer(fake: FakeAdb, monkeypatch: pytest.MonkeyPatch) -> No
 def test_waits_until_it_is_cool(profile: Profiler, fake: FakeAdb, monkeypatch: pytest.MonkeyPatch) -> None:
     skin = fake.folder / SERIAL / "skin"
     skin.write_text("41.0\n")
-    monkeypatch.setattr(device_module, "COOL_INTERVAL_S", 0.01)
+    monkeypatch.setattr(cooling, "COOL_INTERVAL_S", 0.01)
     sentence = profile.fails(cool_timeout_s=0.05)
     assert "did not cool down within 0 s: VIRTUAL-SKIN is at 41.0 °C; expected below 38 °C" in sentence
     assert "--no-wait-cool" in sentence

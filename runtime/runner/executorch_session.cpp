@@ -48,7 +48,7 @@ class ExecuTorchSession : public Session {
   std::string runtime_version() const override { return MOTE_EXECUTORCH_VERSION; }
   size_t hidden_size() const override { return hidden_size_; }
   size_t vocab_size() const override { return vocab_size_; }
-  Status encode_images(const float* pixels, std::vector<float>* features) override;
+  Status encode_images(const float* pixels, size_t num_images, std::vector<float>* features) override;
   Status embed(const std::vector<int64_t>& ids, int64_t image_token_id, const std::vector<float>& features,
                std::vector<float>* embeddings) override;
   Status decode(const std::vector<float>& embeddings, std::vector<float>* logits) override;
@@ -86,7 +86,7 @@ class Log {
  public:
   static void emit(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t, const char* message,
                    size_t length) {
-    if (level == kFatal) std::fprintf(stderr, "mote-runner: executorch ends the process: %.*s\n",
+    if (level == kFatal) std::fprintf(stderr, "mote: executorch ends the process: %.*s\n",
                                        static_cast<int>(length), message);
     if (level != kError) return;
     const std::lock_guard<std::mutex> lock(mutex());
@@ -117,16 +117,18 @@ Status failed(const char* what, const char* method, Error error) {
 
 /// Loading it registers the operators.
 Status ExecuTorchSession::load_plugin() const {
+  if (options_.plugin.empty()) return Status::ok();
   if (dlopen(options_.plugin.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr) return Status::ok();
-  return Status::error("the plugin cannot be loaded (%.220s); name it with --plugin", dlerror());
+  return Status::error("the plugin cannot be loaded (%.230s)", dlerror());
 }
 
 Status ExecuTorchSession::open(const SessionOptions& options) {
   options_ = options;
-  ::executorch::runtime::register_pal(::executorch::runtime::PalImpl::create(Log::emit, "mote-runner"));
+  ::executorch::runtime::register_pal(::executorch::runtime::PalImpl::create(Log::emit, "mote"));
   RETURN_IF_ERROR(load_plugin());
   auto* threads = ::executorch::extension::threadpool::get_threadpool();
-  if (threads == nullptr || !threads->_unsafe_reset_threadpool(static_cast<uint32_t>(options.threads))) {
+  if (threads == nullptr ||
+      (options.threads > 0 && !threads->_unsafe_reset_threadpool(static_cast<uint32_t>(options.threads)))) {
     return Status::error("executorch cannot make a pool of %d threads", options.threads);
   }
   const std::string path = options.model_folder + "/model.pte";
@@ -145,7 +147,7 @@ Status ExecuTorchSession::open(const SessionOptions& options) {
   RETURN_IF_ERROR(load_method("token_embedding", {1, kAny}, {1, kAny, kAny}, &shape));
   hidden_size_ = static_cast<size_t>(shape[2]);
   RETURN_IF_ERROR(load_method("text_decoder", {1, kAny, shape[2]}, {1, kAny}, &shape));
-  if (options.num_images > 0) {
+  if (options.takes_images) {
     const auto size = [](size_t value) { return static_cast<int32_t>(value); };
     RETURN_IF_ERROR(load_method("vision_encoder", {1, size(options.channels), size(options.height), size(options.width)},
                                 {1, kAny, size(hidden_size_)}, &shape));
@@ -216,12 +218,12 @@ Status ExecuTorchSession::run(const char* method, const std::vector<EValue>& inp
   return Status::ok();
 }
 
-Status ExecuTorchSession::encode_images(const float* pixels, std::vector<float>* features) {
+Status ExecuTorchSession::encode_images(const float* pixels, size_t num_images, std::vector<float>* features) {
   features->clear();
   const auto size = [](size_t value) { return static_cast<int32_t>(value); };
   const std::vector<int32_t> shape = {1, size(options_.channels), size(options_.height), size(options_.width)};
   const size_t values = options_.channels * options_.height * options_.width;
-  for (size_t i = 0; i < options_.num_images; ++i) {
+  for (size_t i = 0; i < num_images; ++i) {
     const auto image = from_blob(const_cast<float*>(pixels) + i * values, shape, ScalarType::Float);
     RETURN_IF_ERROR(run("vision_encoder", {*image}, {1, size(features_per_image_), size(hidden_size_)}, features));
   }

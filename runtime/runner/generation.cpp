@@ -33,7 +33,7 @@ Status prefill(Session* session, const Prompt& prompt, MemorySampler* memory, Re
   std::vector<float> features, embeddings;
   session->reset();
   if (prompt.num_images > 0) {
-    RETURN_IF_ERROR(session->encode_images(prompt.pixels.data(), &features));
+    RETURN_IF_ERROR(session->encode_images(prompt.pixels.data(), prompt.num_images, &features));
     memory->sample();
   }
   out->image_encode_end_ms = now_ms();

@@ -87,8 +87,8 @@ Status run(const Options& command) {
   if (settings.threads == 0) settings.threads = static_cast<int>(record.cores.size());
   settings.plugin = plugin_path(*options.runtime, settings);
   settings.context_length = prompt.context_length;
-  settings.num_images = prompt.num_images;
-  if (prompt.num_images > 0) {
+  settings.takes_images = prompt.num_images > 0;
+  if (settings.takes_images) {
     settings.channels = prompt.channels;
     settings.height = prompt.height;
     settings.width = prompt.width;

@@ -82,7 +82,7 @@ class OnnxRuntimeSession : public Session {
   std::string runtime_version() const override { return base_->GetVersionString(); }
   size_t hidden_size() const override { return hidden_size_; }
   size_t vocab_size() const override { return vocab_size_; }
-  Status encode_images(const float* pixels, std::vector<float>* features) override;
+  Status encode_images(const float* pixels, size_t num_images, std::vector<float>* features) override;
   Status embed(const std::vector<int64_t>& ids, int64_t image_token_id, const std::vector<float>& features,
                std::vector<float>* embeddings) override;
   Status decode(const std::vector<float>& embeddings, std::vector<float>* logits) override;
@@ -167,7 +167,7 @@ Status OnnxRuntimeSession::open(const SessionOptions& options) {
   RETURN_IF_ERROR(open_graph("model", options.threads, true, &decoder_));
   // Only gathers rows: threads of its own would wait for work that never comes.
   RETURN_IF_ERROR(open_graph("embedding", 1, false, &embedding_));
-  if (options.num_images > 0) RETURN_IF_ERROR(open_graph("vision", options.threads, false, &vision_));
+  if (options.takes_images) RETURN_IF_ERROR(open_graph("vision", options.threads, false, &vision_));
   RETURN_IF_ERROR(check_graphs());
   RETURN_IF_ERROR(check_cache());
   return bind_cache();
@@ -180,7 +180,7 @@ Status OnnxRuntimeSession::open_graph(const char* name, int threads, bool plugin
   const Owned<OrtSessionOptions> owned(settings, api_->ReleaseSessionOptions);
   RETURN_IF_ERROR(check(api_->SetSessionLogSeverityLevel(settings, mote::ort::kLogFatal), "be quiet"));
   RETURN_IF_ERROR(check(api_->SetIntraOpNumThreads(settings, threads), "take this number of threads"));
-  if (plugin) {
+  if (plugin && !options_.plugin.empty()) {
     RETURN_IF_ERROR(
         check(api_->RegisterCustomOpsLibrary_V2(settings, options_.plugin.c_str()), "load the plugin (see --plugin)"));
   }
@@ -265,7 +265,7 @@ Status OnnxRuntimeSession::check_graphs() {
     RETURN_IF_ERROR(check_value(embedding_, embedding_.inputs, "image_features", kFloat, {kAny, hidden}));
   }
   if (embedding_.inputs.size() != (takes_images ? 2 : 1)) return Status::error("embedding.onnx has unknown inputs");
-  if (options_.num_images == 0) return Status::ok();
+  if (!options_.takes_images) return Status::ok();
   if (!takes_images) return Status::error("the prompt has images, but embedding.onnx takes none");
   const auto size = [](size_t value) { return static_cast<int64_t>(value); };
   RETURN_IF_ERROR(check_value(vision_, vision_.inputs, "pixel_values", kFloat,
@@ -347,11 +347,11 @@ Status OnnxRuntimeSession::bind(const char* name, bool input, const Owned<OrtVal
   return check((input ? api_->BindInput : api_->BindOutput)(binding_.get(), name, value.get()), "bind");
 }
 
-Status OnnxRuntimeSession::encode_images(const float* pixels, std::vector<float>* features) {
-  const std::vector<int64_t> shape = {1, static_cast<int64_t>(options_.num_images),
+Status OnnxRuntimeSession::encode_images(const float* pixels, size_t num_images, std::vector<float>* features) {
+  const std::vector<int64_t> shape = {1, static_cast<int64_t>(num_images),
                                       static_cast<int64_t>(options_.channels), static_cast<int64_t>(options_.height),
                                       static_cast<int64_t>(options_.width)};
-  const size_t count = options_.num_images * options_.channels * options_.height * options_.width;
+  const size_t count = num_images * options_.channels * options_.height * options_.width;
   Owned<OrtValue> input;
   RETURN_IF_ERROR(make_tensor(const_cast<float*>(pixels), count * sizeof(float), shape, mote::ort::kFloat, &input));
   const char* input_names[] = {"pixel_values"};

@@ -14,12 +14,12 @@ namespace mote::runner {
 struct SessionOptions {
   std::string model_folder;
   std::string runtime_library;  // of ONNX Runtime; empty: searched for
-  std::string plugin;           // empty: searched for
+  std::string plugin;           // empty: a model that needs none
   std::string runtime_trace;    // where the runtime's own profile goes, empty: it is not switched on
-  int threads = 1;
+  int threads = 1;              // 0: as many as the runtime likes
   size_t context_length = 0;  // positions that the KV cache must hold
-  // Of the prompt's images, 0 where it has none.
-  size_t num_images = 0, channels = 0, height = 0, width = 0;
+  bool takes_images = false;
+  size_t channels = 0, height = 0, width = 0;  // of each image
 };
 
 /// One loaded model with its KV cache and the position in it. Not for several threads at once. After a failure it may only be
@@ -35,8 +35,8 @@ class Session {
   virtual size_t hidden_size() const = 0;
   virtual size_t vocab_size() const = 0;
 
-  /// Features float32 [rows, hidden] of pixels float32 [num_images, channels, height, width].
-  virtual Status encode_images(const float* pixels, std::vector<float>* features) = 0;
+  /// Features float32 [rows, hidden] of pixels float32 [num_images, channels, height, width], for a session that takes images.
+  virtual Status encode_images(const float* pixels, size_t num_images, std::vector<float>* features) = 0;
 
   /// Embeddings float32 [ids, hidden]; the image tokens take the rows of `features`, of which there are as many.
   virtual Status embed(const std::vector<int64_t>& ids, int64_t image_token_id, const std::vector<float>& features,

@@ -4,16 +4,32 @@ import argparse
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mote_runtime.profile import host
 from mote_runtime.profile.build import Profile
 from mote_runtime.profile.devices.adb import AdbError
-from mote_runtime.profile.devices.measure import COOL_BELOW, COOL_BELOW_ZONE, DeviceOptions, measure_on_device
+from mote_runtime.profile.devices.app import DEFAULT_APP, measure_in_app
+from mote_runtime.profile.devices.measure import measure_on_device
+from mote_runtime.profile.devices.options import COOL_BELOW, COOL_BELOW_ZONE, DeviceOptions
 from mote_runtime.profile.devices.profile import build_device_profile, raw_files
+from mote_runtime.profile.devices.results import DeviceMeasurements
+from mote_runtime.profile.settings import Settings
 
 _DEFAULTS = DeviceOptions()
+_OPTIONS = (
+    "adb",
+    "app",
+    "runner",
+    "no_wait_cool",
+    "cool_below",
+    "cool_timeout",
+    "device_timeout",
+    "no_cleanup",
+    "keep_trace",
+)
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +43,13 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         help="measure on a phone or board that adb reaches; SERIAL if there are several",
     )
     group.add_argument("--adb", metavar="PATH", help="the adb program; default: ADB of the environment, or on the PATH")
+    group.add_argument(
+        "--app",
+        nargs="?",
+        const=DEFAULT_APP,
+        metavar="NAME",
+        help=f"measure inside an app, by its benchmark intent and without a trace; default: {DEFAULT_APP}",
+    )
     group.add_argument(
         "--runner", metavar="DIR", help="the folder of mote-runner for it, or one with a folder for each ABI"
     )
@@ -70,19 +93,16 @@ def check_device_options(parser: argparse.ArgumentParser, arguments: argparse.Na
     if arguments.device is not None:
         if arguments.compare is not None:
             parser.error("--device takes one folder; profile both on the device and compare the profiles")
+        if arguments.app is not None:
+            _refuse(parser, arguments, ("runner", "keep_trace", "cores"), "is of no use with --app")
         return
-    for name in (
-        "adb",
-        "runner",
-        "no_wait_cool",
-        "cool_below",
-        "cool_timeout",
-        "device_timeout",
-        "no_cleanup",
-        "keep_trace",
-    ):
+    _refuse(parser, arguments, _OPTIONS, "is of use with --device only")
+
+
+def _refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, names: Sequence[str], because: str) -> None:
+    for name in names:
         if getattr(arguments, name) not in (None, False):
-            parser.error(f"--{name.replace('_', '-')} is of use with --device only")
+            parser.error(f"--{name.replace('_', '-')} {because}")
 
 
 @contextlib.contextmanager
@@ -96,11 +116,21 @@ def profile_on_device(
     with tempfile.TemporaryDirectory(prefix="mote-profile-") as scratch:
         with host.progress(quiet=arguments.quiet) as progress:
             settings = [subject.settings for subject in subjects]
-            measured = measure_on_device(settings, _options(arguments), Path(scratch), progress)
+            measured = _measure(settings, arguments, Path(scratch), progress)
             profile = build_device_profile(measured, [subject.label for subject in subjects], command)
         yield profile, raw_files(measured) if arguments.keep_trace else {}
     if measured.left:
         raise AdbError(measured.left)
+
+
+def _measure(
+    settings: Sequence[Settings], arguments: argparse.Namespace, scratch: Path, say: Callable[[str], None]
+) -> DeviceMeasurements:
+    options = _options(arguments)
+    if arguments.app is None:
+        return measure_on_device(settings, options, scratch, say)
+    measured = [replace(each, trace_sources=(), loads=1) for each in settings]
+    return measure_in_app(measured, options, arguments.app, scratch, say)
 
 
 def _options(arguments: argparse.Namespace) -> DeviceOptions:

@@ -7,7 +7,7 @@ from typing import Any
 from mote_runtime.profile import facts
 from mote_runtime.profile.build import Circumstances, MeasuredRun, Profile, build_profile
 from mote_runtime.profile.devices.facts import Core, Facts, State, throttled
-from mote_runtime.profile.devices.measure import DeviceMeasurements, Measurement
+from mote_runtime.profile.devices.results import DeviceMeasurements, Measurement
 from mote_runtime.profile.devices.trace import read_trace
 
 
@@ -54,7 +54,7 @@ def _device(measured: DeviceMeasurements) -> dict[str, Any]:
     shown: dict[str, Any] = {"kind": "device"}
     hidden = ("serial", "abis", "folder", "free_bytes")  # profiles are published; a serial number is a person's device
     shown |= {name: value for name, value in found.to_json().items() if name not in hidden}
-    shown |= {"processor": _processor(found), "architecture": measured.runner.abi}
+    shown |= {"processor": _processor(found), "architecture": measured.abi}
     for each in measured.measurements:
         shown |= _words(each)
     return shown | {"states": measured.to_json()["runs"]}

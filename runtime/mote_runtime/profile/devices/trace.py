@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mote_runtime.profile.devices.measure import Measurement
+from mote_runtime.profile.devices.results import Measurement
 from mote_runtime.profile.trace.alignment import Bounds, align
 from mote_runtime.profile.trace.events import Part, Run
 from mote_runtime.profile.trace.inner import InnerTrace, read_events
