@@ -12,6 +12,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("model", help="export the demo model for both runtimes")
     commands.add_parser("natives", help="build the native libraries for this machine")
+    commands.add_parser("android-natives", help="build the native libraries for Android")
     commands.add_parser("resources", help="link the app's resources and assets")
     for name, text in [("compile", "compile a module and its tests"), ("test", "run a module's tests")]:
         command = commands.add_parser(name, help=text)
@@ -24,13 +25,18 @@ def main() -> int:
         models.export_demo_model()
     elif arguments.command == "natives":
         natives.build_desktop()
+    elif arguments.command == "android-natives":
+        for abi in natives.ABIS:
+            print(*natives.build_android(abi), sep="\n")
     elif arguments.command == "resources":
         resources.link()
     elif arguments.command == "compile":
         for module in chosen:
             modules.compile_tests(module)
-    elif not all([tests.run_tests(module, arguments.only) for module in chosen]):
-        return 1
+    else:
+        # All modules, also behind one that failed.
+        results = [tests.run_tests(module, arguments.only) for module in chosen]
+        return 0 if all(results) else 1
     return 0
 
 

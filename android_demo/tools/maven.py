@@ -9,8 +9,8 @@ from android_demo.tools.paths import BUILD, coordinates
 from android_demo.tools.run import Step, note, run
 
 PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:build-classpath"
-# Robolectric's own libraries of androidx come as Android archives, which Maven's client does not put on a class path by itself: two are
-# enough, without what they depend on in turn.
+# Robolectric's own libraries of androidx come as Android archives, which Maven's client does not put on a class path by itself:
+# two are enough, without what they depend on in turn.
 ANDROIDX_OF_ROBOLECTRIC = (
     "androidx.test:monitor:1.8.0:aar",
     "androidx.tracing:tracing:1.1.0:aar",
