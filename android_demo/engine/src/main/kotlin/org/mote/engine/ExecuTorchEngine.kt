@@ -1,0 +1,102 @@
+package org.mote.engine
+
+import java.nio.FloatBuffer
+
+/** libmote_executorch_jni.so, which [NativeLibraries.load] has loaded before; mote_executorch_jni.cpp says what each function does. */
+internal object ExecuTorchJni {
+    @JvmStatic
+    external fun open(folder: ByteArray, plugin: ByteArray, sizes: IntArray, out: LongArray): ByteArray?
+
+    @JvmStatic
+    external fun version(): ByteArray
+
+    @JvmStatic
+    external fun encodeImages(handle: Long, pixels: FloatBuffer, count: Int, features: FloatBuffer): ByteArray?
+
+    @JvmStatic
+    external fun prefill(handle: Long, tokenIds: LongArray, imageTokenId: Long, features: FloatBuffer?, logits: FloatBuffer): ByteArray?
+
+    @JvmStatic
+    external fun reset(handle: Long)
+
+    @JvmStatic
+    external fun trim(handle: Long)
+
+    @JvmStatic
+    external fun close(handle: Long)
+}
+
+/**
+ * `model.pte` of a folder, mapped; the KV cache is inside the program and starts anew at position 0.
+ *
+ * ExecuTorch has one thread pool for the whole process: [threads][EngineOptions.threads] sets it for every model in it.
+ */
+class ExecuTorchEngine(private val manifest: Manifest, libraries: NativeLibraries, threads: Int?) : MoteEngine {
+    private val model = manifest.model
+    private var handle = 0L
+    private val logits = Buffers.floats(model.vocabSize.toLong())
+    private var features = Buffers.floats(0L)
+
+    override val runtime = Runtime.EXECUTORCH
+    override val runtimeVersion: String get() = decodeUtf8(ExecuTorchJni.version())
+
+    init {
+        libraries.load(NativeLibraries.SUPPORT)
+        libraries.load(NativeLibraries.EXECUTORCH)
+        val plugin = manifest.pluginLibrary?.let { libraries.path(runtime.plugin) }.orEmpty()
+        val image = manifest.image
+        val pixels = if (image == null) intArrayOf(0, 0, 0) else intArrayOf(ImagePreprocessor.CHANNELS, image.height, image.width)
+        manifest.path("model.pte")
+        val out = LongArray(3)
+        check(
+            ExecuTorchJni.open(
+                manifest.folder.path.toByteArray(),
+                plugin.toByteArray(),
+                intArrayOf(threads ?: 0, model.contextLength) + pixels,
+                out,
+            ),
+        )
+        handle = out[0]
+        if (out[1] != model.hiddenSize.toLong() || out[2] != model.vocabSize.toLong()) {
+            close()
+            throw MoteException(
+                "model.pte has hidden_size ${out[1]} and vocab_size ${out[2]}, but $MANIFEST_NAME says ${model.hiddenSize} and " +
+                    "${model.vocabSize}; export the model again",
+            )
+        }
+    }
+
+    override fun encodeImages(pixelValues: FloatBuffer, count: Int): FloatBuffer {
+        val size = count.toLong() * (model.numImageTokens ?: throw MoteException("this export takes no images")) * model.hiddenSize
+        if (features.capacity().toLong() != size) features = Buffers.floats(size)
+        check(ExecuTorchJni.encodeImages(handle, pixelValues, count, features))
+        return features
+    }
+
+    override fun prefill(tokenIds: LongArray, features: FloatBuffer?): FloatBuffer {
+        check(ExecuTorchJni.prefill(handle, tokenIds, model.imageTokenId?.toLong() ?: NO_TOKEN, features, logits))
+        return logits
+    }
+
+    override fun step(tokenId: Long): FloatBuffer = prefill(longArrayOf(tokenId), null)
+
+    override fun reset() = ExecuTorchJni.reset(handle)
+
+    override fun trimMemory() {
+        features = Buffers.floats(0L)
+        ExecuTorchJni.trim(handle)
+    }
+
+    override fun close() {
+        ExecuTorchJni.close(handle)
+        handle = 0L
+    }
+
+    private fun check(error: ByteArray?) {
+        if (error != null) throw MoteException(decodeUtf8(error))
+    }
+
+    private companion object {
+        const val NO_TOKEN = -1L
+    }
+}

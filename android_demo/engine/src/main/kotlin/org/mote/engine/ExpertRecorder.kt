@@ -1,0 +1,100 @@
+package org.mote.engine
+
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+
+/**
+ * Which experts a model chooses, by the recording of the plugin that its runtime has loaded (mote/trace.h).
+ *
+ * Each forward pass is a recording of its own, so that memory is bounded by the longest one. The plugin records for the whole
+ * process: while two sessions run at once, use it for neither.
+ */
+internal class ExpertRecorder private constructor(private val plugin: Long, private val moe: MoeSpec) : AutoCloseable {
+    private val passes = ArrayList<Pass>()
+    private val scratch = ByteBuffer.allocateDirect(SCRATCH_RECORDS * RECORD_BYTES).order(ByteOrder.nativeOrder())
+
+    /** What was chosen in one pass: `[layers][tokens][topK]`. */
+    private class Pass(val tokens: Int, val choices: ShortArray)
+
+    /** One line of the recording; [rank] is [WHOLE_CALL] where it says that the call had [token] tokens. */
+    private class Record(val layer: Long, val call: Int, val token: Int, val rank: Int, val expert: Int)
+
+    /** Records what [run] computes, one forward pass over [tokens] tokens. */
+    fun <T> record(tokens: Int, run: () -> T): T {
+        val started = MoteJni.startRecording(plugin, MAX_EVENTS)
+        val events: Long
+        try {
+            return run()
+        } finally {
+            events = if (started) MoteJni.stopRecording(plugin) else -1
+            passes += Pass(tokens, if (events < 0) unknown(tokens) else choicesOf(read(events), tokens))
+        }
+    }
+
+    private fun read(events: Long): List<Record> {
+        val records = ArrayList<Record>()
+        for (first in 0 until events step SCRATCH_RECORDS.toLong()) {
+            repeat(MoteJni.readRoutes(plugin, first, scratch)) {
+                val at = it * RECORD_BYTES
+                records += Record(
+                    scratch.getLong(at), scratch.getInt(at + 8), scratch.getInt(at + 12), scratch.getInt(at + 16), scratch.getInt(at + 20),
+                )
+            }
+        }
+        return records
+    }
+
+    private fun unknown(tokens: Int) = ShortArray(moe.layers.size * tokens * moe.topK) { UNKNOWN }
+
+    /** Layers run one after the other, each in one call or, where a prompt was cut, in one call for each piece. */
+    private fun choicesOf(records: List<Record>, tokens: Int): ShortArray {
+        val choices = unknown(tokens)
+        val routed = records.filter { it.rank != WHOLE_CALL }.groupBy { it.layer }
+        if (routed.size != moe.layers.size) return choices
+        val inOrder = routed.values.sortedBy { layer -> layer.minOf { it.call } }
+        val sizes = records.filter { it.rank == WHOLE_CALL }.associate { it.call to it.token }
+        inOrder.forEachIndexed { index, layer ->
+            var first = 0
+            for ((call, found) in layer.groupBy { it.call }.toSortedMap()) {
+                for (record in found) {
+                    val token = first + record.token
+                    if (token in 0 until tokens && record.rank in 0 until moe.topK && record.expert in 0 until moe.numExperts) {
+                        choices[(index * tokens + token) * moe.topK + record.rank] = record.expert.toShort()
+                    }
+                }
+                first += sizes[call] ?: 0
+            }
+        }
+        return choices
+    }
+
+    /** All passes since the beginning, for these tokens of prompt and answer. */
+    fun choices(tokens: List<TokenLabel>): ExpertChoices {
+        val topK = moe.topK
+        val choices = ShortArray(moe.layers.size * tokens.size * topK) { UNKNOWN }
+        var first = 0
+        for (pass in passes) {
+            val count = minOf(pass.tokens, tokens.size - first)
+            for (layer in moe.layers.indices) {
+                val from = layer * pass.tokens * topK
+                pass.choices.copyInto(choices, (layer * tokens.size + first) * topK, from, from + count * topK)
+            }
+            first += count
+        }
+        return ExpertChoices(moe.layers.sortedArray(), moe.numExperts, topK, tokens, choices)
+    }
+
+    override fun close() = MoteJni.closePlugin(plugin)
+
+    companion object {
+        private const val MAX_EVENTS = 1L shl 20 // 64 MiB, touched as events arrive
+        private const val RECORD_BYTES = 24
+        private const val SCRATCH_RECORDS = 1 shl 12
+        private const val WHOLE_CALL = -1
+        private const val UNKNOWN: Short = -1
+
+        /** Null where the plugin is not loaded or does not record choices. */
+        fun attach(pluginPath: String, moe: MoeSpec): ExpertRecorder? =
+            MoteJni.openPlugin(pluginPath.toByteArray()).takeIf { it != 0L }?.let { ExpertRecorder(it, moe) }
+    }
+}
