@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from android_demo.tools import models, modules, natives, resources, tests
+from android_demo.tools import apk, models, modules, natives, resources, tests
 from android_demo.tools.run import ToolError
 
 
@@ -14,6 +14,7 @@ def main() -> int:
     commands.add_parser("natives", help="build the native libraries for this machine")
     commands.add_parser("android-natives", help="build the native libraries for Android")
     commands.add_parser("resources", help="link the app's resources and assets")
+    commands.add_parser("apk", help="build the signed APK")
     for name, text in [("compile", "compile a module and its tests"), ("test", "run a module's tests")]:
         command = commands.add_parser(name, help=text)
         command.add_argument("module", nargs="?", choices=[module.name for module in modules.MODULES], help="(all)")
@@ -28,6 +29,9 @@ def main() -> int:
     elif arguments.command == "android-natives":
         for abi in natives.ABIS:
             print(*natives.build_android(abi), sep="\n")
+    elif arguments.command == "apk":
+        path = apk.build()
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     elif arguments.command == "resources":
         resources.link()
     elif arguments.command == "compile":

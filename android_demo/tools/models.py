@@ -3,7 +3,7 @@
 import json
 
 from android_demo.tools.paths import MODELS, PYTHON, ROOT
-from android_demo.tools.run import Step, ToolError, files_below, note, run
+from android_demo.tools.run import Step, ToolError, empty, files_below, note, run
 
 CHECKPOINT = ROOT / "examples" / "digits_vqa" / "model.pt"
 
@@ -20,8 +20,8 @@ def export_demo_model() -> None:
     if not PYTHON.is_file():
         raise ToolError(f"the export of the demo model needs {PYTHON.relative_to(ROOT)}: run `make build`")
     note("exporting the demo model")
-    MODELS.parent.mkdir(parents=True, exist_ok=True)
-    run(PYTHON, "-m", "mote_export.cli.export", CHECKPOINT, "-o", MODELS, "--target", "all", "--overwrite")
+    empty(MODELS)
+    run(PYTHON.parent / "mote-export", CHECKPOINT, "-o", MODELS, "--target", "all")
     step.done()
 
 

@@ -105,7 +105,7 @@ def _prepare_sysroot(abi: str) -> Path:
 
 
 def _jni_headers() -> list[Path]:
-    """jni.h and jni_md.h of the JDK: the interface is the same for all JVMs, and the second's types are those of all 64-bit Linux."""
+    """jni.h and jni_md.h of the JDK: the interface is that of all JVMs, the types those of 64-bit Linux."""
     include = Path(program("javac")).resolve().parents[1] / "include"
     headers = [include / "jni.h", include / "linux" / "jni_md.h"]
     if not all(header.is_file() for header in headers):
