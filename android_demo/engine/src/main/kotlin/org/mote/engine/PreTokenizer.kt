@@ -38,7 +38,7 @@ internal class PreTokenizer(patterns: List<String>) {
         val KNOWN = setOf(GPT2, QWEN2, LLAMA3)
 
         /** Unicode's White_Space, which `\s` is to the library that trained the tokenizers, but on Java only with a flag. */
-        private const val SPACES = """\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"""
+        const val SPACES = """\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"""
 
         private fun compile(pattern: String): Pattern {
             require(pattern in KNOWN)
