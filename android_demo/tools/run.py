@@ -12,6 +12,11 @@ class ToolError(Exception):
     """What a person can act on, in one sentence."""
 
 
+class MissingPackage(ToolError):
+    """A package of the system is not installed."""
+
+
+# Debian's package of each program.
 PACKAGES = {
     "aapt2": "aapt",
     "apksigner": "apksigner",
@@ -29,10 +34,10 @@ PACKAGES = {
 
 
 def program(name: str) -> str:
-    """The path of a program; ToolError names the package that has it."""
+    """The path of a program; MissingPackage names the package that has it."""
     found = shutil.which(name)
     if found is None:
-        raise ToolError(f"{name} is missing: install the package {PACKAGES.get(name, name)} (Debian, Ubuntu)")
+        raise MissingPackage(f"{name} is missing: install the package {PACKAGES.get(name, name)} (Debian, Ubuntu)")
     return found
 
 

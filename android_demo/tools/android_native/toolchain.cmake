@@ -13,7 +13,8 @@ if(MOTE_ANDROID_ABI STREQUAL "arm64-v8a")
   set(CMAKE_SYSTEM_PROCESSOR aarch64)
   # Without calls to a library for atomics; with landing pads and signed return addresses, which older processors ignore.
   set(flags "-mno-outline-atomics -mbranch-protection=standard")
-  set(link_flags "-Wl,-z,force-bti,-z,pac-plt")
+  # Not pac-plt: neither bionic's loader nor glibc's signs the addresses that such calls would authenticate.
+  set(link_flags "-Wl,-z,force-bti")
   set(builtins)
 elseif(MOTE_ANDROID_ABI STREQUAL "x86_64")
   set(CMAKE_SYSTEM_PROCESSOR x86_64)
