@@ -238,7 +238,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_holds_the_packages_and_the_plugins(wheel: Path) -> None:
     assert re.fullmatch(r"mote-\d+\.\d+\.\d+-py3-none-linux_\w+\.whl", wheel.name)
     names = zipfile.ZipFile(wheel).namelist()
@@ -256,7 +256,7 @@ def test_the_wheel_holds_the_packages_and_the_plugins(wheel: Path) -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_installed_wheel_finds_its_plugins(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = (

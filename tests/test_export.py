@@ -155,7 +155,7 @@ OPTIONS = {
     scope="module",
     params=[
         pytest.param(OPTIONS["float32"], marks=pytest.mark.long),
-        OPTIONS["bf16"],
+        pytest.param(OPTIONS["bf16"], marks=pytest.mark.long),  # as the demo model is exported in every run
         pytest.param(OPTIONS["int8"], marks=pytest.mark.long),
         OPTIONS["int4"],
     ],
