@@ -7,9 +7,7 @@ from typing import TypeVar
 
 import pytest
 from android_demo.tools import apk, natives
-from android_demo.tools.paths import BUILD
-from android_demo.tools.run import MissingPackage
-from filelock import FileLock
+from android_demo.tools.run import MissingPackageError, building
 
 Built = TypeVar("Built")
 # What bionic's libraries have beyond glibc's, of the names that ours may import.
@@ -28,12 +26,11 @@ int __android_log_print(int priority, const char* tag, const char* format, ...) 
 
 def built(build: Callable[[], Built]) -> Built:
     """What `build` gives, one process at a time; skips the test where a program that it needs is not installed."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with FileLock(BUILD / "tests.lock"):
-        try:
+    try:
+        with building():
             return build()
-        except MissingPackage as error:
-            pytest.skip(str(error))
+    except MissingPackageError as error:
+        pytest.skip(str(error))
 
 
 def built_apk() -> Path:

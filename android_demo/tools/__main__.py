@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from android_demo.tools import apk, models, modules, natives, resources, tests
-from android_demo.tools.run import ToolError
+from android_demo.tools.run import ToolError, building
 
 
 def main() -> int:
@@ -21,27 +21,31 @@ def main() -> int:
         if name == "test":
             command.add_argument("--only", metavar="NAME", help="only classes with this in their names")
     arguments = parser.parse_args()
-    chosen = [m for m in modules.MODULES if getattr(arguments, "module", None) in (None, m.name)]
-    if arguments.command == "model":
+    chosen = [module for module in modules.MODULES if getattr(arguments, "module", None) in (None, module.name)]
+    if arguments.command == "test":
+        results = [tests.run_tests(module, arguments.only) for module in chosen]  # all, also behind one that failed
+        return 0 if all(results) else 1
+    with building():
+        build(arguments.command, chosen)
+    return 0
+
+
+def build(command: str, chosen: list[modules.Module]) -> None:
+    if command == "model":
         models.export_demo_model()
-    elif arguments.command == "natives":
+    elif command == "natives":
         natives.build_desktop()
-    elif arguments.command == "android-natives":
+    elif command == "android-natives":
         for abi in natives.ABIS:
             print(*natives.build_android(abi), sep="\n")
-    elif arguments.command == "apk":
-        path = apk.build()
-        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-    elif arguments.command == "resources":
+    elif command == "resources":
         resources.link()
-    elif arguments.command == "compile":
+    elif command == "compile":
         for module in chosen:
             modules.compile_tests(module)
-    else:
-        # All modules, also behind one that failed.
-        results = [tests.run_tests(module, arguments.only) for module in chosen]
-        return 0 if all(results) else 1
-    return 0
+    elif command == "apk":
+        path = apk.build()
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,16 @@ def _compile(what: str, sources: Path, output: Path, class_path: list[Path], *op
     if files:
         note(f"compiling {what}")
         compiler = maven.class_path("kotlin-compiler")
-        arguments = ["-d", output, "-cp", _join(class_path), "-module-name", output.parent.name, *OPTIONS, *options]
+        arguments: list[str | Path] = [
+            "-d",
+            output,
+            "-cp",
+            _join(class_path),
+            "-module-name",
+            output.parent.name,
+            *OPTIONS,
+            *options,
+        ]
         java = ("java", "-Xmx2g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
         run(*java, "-cp", _join(compiler), COMPILER, *arguments, *files)
     step.done()

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from android_demo.tools.paths import BUILD, CACHE, PROJECT, PYTHON, VERSIONS
-from android_demo.tools.run import MissingPackage, Step, empty, files_below, note, program, run
+from android_demo.tools.run import MissingPackageError, Step, empty, files_below, note, program, run
 
 SOURCES = PROJECT / "engine" / "src" / "main" / "cpp"
 DESKTOP = BUILD / "desktop"
@@ -109,7 +109,9 @@ def _jni_headers() -> list[Path]:
     include = Path(program("javac")).resolve().parents[1] / "include"
     headers = [include / "jni.h", include / "linux" / "jni_md.h"]
     if not all(header.is_file() for header in headers):
-        raise MissingPackage(f"{headers[0]} is missing: install the package openjdk-17-jdk-headless (Debian, Ubuntu)")
+        raise MissingPackageError(
+            f"{headers[0]} is missing: install the package openjdk-17-jdk-headless (Debian, Ubuntu)"
+        )
     return headers
 
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 from android_demo.tools.models import export_demo_model
 from android_demo.tools.paths import BUILD, MODELS, PROJECT, VERSIONS
-from android_demo.tools.run import MissingPackage, Step, ToolError, empty, files_below, note, run
+from android_demo.tools.run import MissingPackageError, Step, ToolError, empty, files_below, note, run
 
 APPLICATION_ID = "org.mote.demo"
 MAIN = PROJECT / "app" / "src" / "main"
@@ -38,7 +38,7 @@ def link() -> None:
         return
     note("linking resources")
     if not FRAMEWORK.is_file():
-        raise MissingPackage(f"{FRAMEWORK} is missing: install the package android-framework-res (Debian, Ubuntu)")
+        raise MissingPackageError(f"{FRAMEWORK} is missing: install the package android-framework-res (Debian, Ubuntu)")
     empty(FOLDER)
     _write_manifest()
     compiled, java = FOLDER / "compiled.zip", FOLDER / "java"

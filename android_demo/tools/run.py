@@ -1,18 +1,22 @@
 """Running other programs, and not running them again when nothing changed."""
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from android_demo.tools.paths import BUILD
 
 
 class ToolError(Exception):
     """What a person can act on, in one sentence."""
 
 
-class MissingPackage(ToolError):
+class MissingPackageError(ToolError):
     """A package of the system is not installed."""
 
 
@@ -34,10 +38,10 @@ PACKAGES = {
 
 
 def program(name: str) -> str:
-    """The path of a program; MissingPackage names the package that has it."""
+    """The path of a program; MissingPackageError names the package that has it."""
     found = shutil.which(name)
     if found is None:
-        raise MissingPackage(f"{name} is missing: install the package {PACKAGES.get(name, name)} (Debian, Ubuntu)")
+        raise MissingPackageError(f"{name} is missing: install the package {PACKAGES.get(name, name)} (Debian, Ubuntu)")
     return found
 
 
@@ -77,6 +81,15 @@ class Step:
     def done(self) -> None:
         self._stamp.parent.mkdir(parents=True, exist_ok=True)
         self._stamp.write_text(self._key)
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """One process at a time builds. Not to be entered twice."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def files_below(folder: Path, *patterns: str) -> list[Path]:

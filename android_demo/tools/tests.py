@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -10,24 +11,46 @@ from android_demo.tools import maven, resources
 from android_demo.tools.modules import Module, compile_tests
 from android_demo.tools.natives import DESKTOP_LIBRARIES, build_desktop
 from android_demo.tools.paths import BUILD, MODELS, ROOT, SCREENSHOTS
-from android_demo.tools.run import empty, files_below, program
+from android_demo.tools.run import Step, building, files_below, program
 
 
 def run_tests(module: Module, only: str | None = None) -> bool:
     """Runs the module's tests, or those classes of it whose names contain `only`; whether all passed (true if there are none)."""
-    resources.collect_assets()
-    build_desktop()
-    compile_tests(module)
-    classes = [name for name in _test_classes(module) if only is None or only in name]
-    if not classes:
-        return True
-    class_path = [module.test_classes, module.folder / "src" / "test" / "resources", *module.test_class_path()]
-    if module.generated():
-        class_path.insert(0, _robolectric_configuration())
-    command = [program("java"), "-Xmx2g", *_properties(), "-cp", ":".join(map(str, class_path))]
-    # ONNX Runtime's telemetry, on by default, looks for a folder of the user; in Robolectric's world it looks until the stack ends.
-    environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
-    return subprocess.run([*command, "org.junit.runner.JUnitCore", *classes], cwd=ROOT, env=environment).returncode == 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with building():
+            resources.collect_assets()
+            build_desktop()
+            compile_tests(module)
+            class_path = _copy(_class_path(module), folder)
+        classes = [name for name in _test_classes(module) if only is None or only in name]
+        if not classes:
+            return True
+        # ONNX Runtime's telemetry, on by default, looks for a folder of the user; in Robolectric's world it looks until the stack ends.
+        environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
+        command = [program("java"), "-Xmx2g", *_properties(folder), "-cp", ":".join(map(str, class_path))]
+        junit = subprocess.run([*command, "org.junit.runner.JUnitCore", *classes], cwd=ROOT, env=environment)
+    return junit.returncode == 0
+
+
+def _class_path(module: Module) -> list[Path]:
+    of_robolectric = [_robolectric_configuration()] if module.generated() else []
+    return [
+        *of_robolectric,
+        module.test_classes,
+        module.folder / "src" / "test" / "resources",
+        *module.test_class_path(),
+    ]
+
+
+def _copy(class_path: list[Path], folder: Path) -> list[Path]:
+    """The class path with copies of what other processes may build anew while the tests run."""
+    copied = []
+    for index, path in enumerate(class_path):
+        if path.is_dir() and BUILD in path.parents:
+            path = Path(shutil.copytree(path, folder / str(index)))
+        copied.append(path)
+    return copied
 
 
 def _test_classes(module: Module) -> list[str]:
@@ -35,11 +58,11 @@ def _test_classes(module: Module) -> list[str]:
     return [".".join(file.relative_to(module.test_classes).with_suffix("").parts) for file in files]
 
 
-def _properties() -> list[str]:
+def _properties(temporary: Path) -> list[str]:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     android = maven.jar("android-all-instrumented")
     properties = {
-        "java.io.tmpdir": empty(BUILD / "tmp"),
+        "java.io.tmpdir": temporary,
         "robolectric.offline": "true",
         "robolectric.dependency.dir": android.parent,
         "robolectric.graphicsMode": "NATIVE",
@@ -54,14 +77,18 @@ def _properties() -> list[str]:
 def _robolectric_configuration() -> Path:
     """A folder for the class path: the file by which a build tells Robolectric of the app, and the resources with the assets."""
     folder = BUILD / "robolectric"
-    file = folder / "com" / "android" / "tools" / "test_config.properties"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(shutil.copy(resources.linked(), folder / "app.apk"), "a") as archive:
-        for asset in files_below(resources.ASSETS, "*"):
-            archive.write(asset, f"assets/{asset.relative_to(resources.ASSETS)}")
-    file.write_text(
-        f"android_merged_manifest={resources.manifest()}\n"
-        f"android_resource_apk={folder / 'app.apk'}\n"
-        f"android_custom_package={resources.APPLICATION_ID}\n"
-    )
+    package, file = folder / "app.apk", folder / "com" / "android" / "tools" / "test_config.properties"
+    assets = files_below(resources.ASSETS, "*")
+    step = Step(folder.with_suffix(".stamp"), [resources.linked(), *assets])
+    if step.is_due() or not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(
+            f"android_merged_manifest={resources.manifest()}\n"
+            f"android_resource_apk={package}\n"
+            f"android_custom_package={resources.APPLICATION_ID}\n"
+        )
+        with zipfile.ZipFile(shutil.copy(resources.linked(), package), "a") as archive:
+            for asset in assets:
+                archive.write(asset, f"assets/{asset.relative_to(resources.ASSETS)}")
+        step.done()
     return folder
