@@ -40,7 +40,7 @@ SLOW_UNDER_QEMU := EveryPairOfWidths|RealWidths|ForEveryShape|ThreadsAndOrder|Fa
 .DEFAULT_GOAL := help
 # Installing, building and testing share the two folders; each step uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help venv build test test-cpp test-cpp-arm test-python test-slow demo demo-model runner-aarch64 bench docs lint clean
+.PHONY: help venv build test test-cpp test-cpp-arm test-python test-slow test-android android demo demo-model runner-aarch64 bench docs lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(firstword $(MAKEFILE_LIST)) | awk -F: '{printf "make %-12s%s\n", $$1, $$2}'
@@ -60,7 +60,7 @@ build/.stamp: $(VENV)/.stamp $(CPP_SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[tests]'
 	@touch $@
 
-test: build test-cpp test-python  ## C++ tests (also with sanitizers), then pytest
+test: build test-cpp test-android test-python  ## C++ tests (also with sanitizers), those of the Android app, then pytest
 
 test-cpp: $(SANITIZERS:%=test-cpp-%) test-cpp-arm
 
@@ -81,6 +81,12 @@ test-cpp-arm: $(VENV)/.stamp  ## the core's tests for 64-bit ARM, under QEMU
 	  test $$cpu = $(lastword $(ARM_CPUS)) && skip='^$$' || skip='$(SLOW_UNDER_QEMU)'; \
 	  QEMU_CPU=$$cpu ctest --test-dir build/test-arm --parallel $$(nproc) --exclude-regex "$$skip" --output-on-failure || exit 1; \
 	done
+
+android: build  ## the Android demo app as a signed APK, without SDK, NDK and Gradle
+	$(BIN)/python -m android_demo.tools apk
+
+test-android: build  ## the Android app's tests on the JVM; pytest has those of its APK
+	$(BIN)/python -m android_demo.tools test
 
 # Two processes, each with a file of tests at a time (exports are shared within a file); more would want more memory (3 GB each).
 test-python: build

@@ -26,7 +26,7 @@ def run_tests(module: Module, only: str | None = None) -> bool:
         classes = [name for name in _test_classes(module) if only is None or only in name]
         if not classes:
             return True
-        # ONNX Runtime's telemetry, on by default, looks for a folder of the user; in Robolectric's world it looks until the stack ends.
+        # ONNX Runtime's telemetry, on by default, looks for a folder of the user: under Robolectric until the stack ends.
         environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
         command = [program("java"), "-Xmx2g", *_properties(folder), "-cp", ":".join(map(str, class_path))]
         junit = subprocess.run([*command, "org.junit.runner.JUnitCore", *classes], cwd=ROOT, env=environment)
