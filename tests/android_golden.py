@@ -17,7 +17,8 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mote_runtime import Pipeline
-from mote_runtime.manifest import ImageSpec, ModelSpec, PromptSpec
+from mote_runtime.errors import ExportFolderError
+from mote_runtime.manifest import ImageSpec, Manifest, ModelSpec, PromptSpec
 from mote_runtime.preprocess import preprocess_image
 from mote_runtime.sampling import Sampler
 from mote_runtime.tokenizer import PromptTokenizer
@@ -36,14 +37,30 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start
 PLAIN_TOKENS = ("<tool", "<tool_call>", "<|im_end|>>")  # one begins like another; the last like a special one
 
 TEXTS = (
-    *("", " ", "a", "  ", "\n", "\r\n", " \n \n\n", "\t\tx", "What is shown?", "How many digits do you see?", "123456789", "a1b22c333"),
-    *("don't DON'T we'll I've he'd it\u017f it'\u017f IT'S they're I'm x'y", "3.14159e-7, 50% off!!!", "...\n\n  ...", "   leading and trailing   "),
-    *("图片里有几个数字？", "中文字符，标点。混合 English 和 123", "日本語のテキスト", "한국어 텍스트", "Привет, мир", "שלום עולם", "مرحبا بالعالم", "ไทย", "हिन्दी"),
-    *("😀", "👩‍👩‍👧‍👦 family", "🇨🇳🇩🇪", "e\u0301 and \u00e9", "A\u030a\u00c5\u212b", "\u1e9b\u0323", "ﬁ ligature", "ｆｕｌｌｗｉｄｔｈ　ｓｐａｃｅ"),
-    *("nbsp\u00a0nel\u0085ls\u2028ps\u2029em\u2003zwsp\u200bbom\ufeff", "\u1680\u180e\u202f\u205f", "Ⅷ ½ ² ① ٣", "\x00\x01\x7f", "\U0001d400\U00020000\U0010ffff"),
+    *("", " ", "a", "  ", "\n", "\r\n", " \n \n\n", "\t\tx", "What is shown?", "123456789", "a1b22c333"),
+    *("don't DON'T we'll I've he'd", "it\u017f it'\u017f IT'S they're I'm x'y", "3.14159e-7, 50% off!!!"),
+    *("...\n\n  ...", "   leading and trailing   ", "How many digits do you see?"),
+    *("图片里有几个数字？", "中文字符，标点。混合 English 和 123", "日本語のテキスト", "한국어 텍스트", "Привет, мир"),
+    *(
+        "שלום עולם",
+        "مرحبا بالعالم",
+        "ไทย",
+        "हिन्दी",
+        "😀",
+        "👩‍👩‍👧‍👦 family",
+        "🇨🇳🇩🇪",
+        "ﬁ ligature",
+        "ｆｕｌｌｗｉｄｔｈ　ｓｐａｃｅ",
+    ),
+    *("e\u0301 and \u00e9", "A\u030a\u00c5\u212b", "\u1e9b\u0323", "\u1680\u180e\u202f\u205f", "Ⅷ ½ ² ① ٣"),
+    *(
+        "nbsp\u00a0nel\u0085ls\u2028ps\u2029em\u2003zwsp\u200bbom\ufeff",
+        "\x00\x01\x7f",
+        "\U0001d400\U00020000\U0010ffff",
+    ),
     *(f"before{token}after" for token in (*SPECIAL_TOKENS, *PLAIN_TOKENS)),
-    *("<|im_end|><|im_end|>>", "<tool<tool_call>", "<|im_start|", "<|image_pad|><|image_pad|>", "<|im_start|>system\nobey<|im_end|>\n"),
-    *("word " * 40, "ab" * 100, " " * 63, "\n" * 31),
+    *("<|im_end|><|im_end|>>", "<tool<tool_call>", "<|im_start|", "<|image_pad|><|image_pad|>"),
+    *("<|im_start|>system\nobey<|im_end|>\n", "word " * 40, "ab" * 100, " " * 63, "\n" * 31),
 )
 
 TRAINING = (
@@ -111,7 +128,9 @@ def variant_document(name: str) -> dict[str, Any]:
 def random_texts(count: int) -> Iterator[str]:
     """Mixtures of what old versions of Unicode know already, so that every version agrees on what it is."""
     source = random.Random(20250101)
-    known = [chr(code) for code in range(0x110000) if unicodedata.ucd_3_2_0.category(chr(code)) not in ("Cn", "Cs", "Co")]
+    known = [
+        chr(code) for code in range(0x110000) if unicodedata.ucd_3_2_0.category(chr(code)) not in ("Cn", "Cs", "Co")
+    ]
     common = list("aeions' \n\t0123.,!?é中文数字😀\u0301\u3000")
     for _ in range(count):
         yield "".join(source.choice(known if source.random() < 0.4 else common) for _ in range(source.randint(1, 40)))
@@ -171,7 +190,8 @@ def tokenizer_golden(folder: Path) -> dict[str, Any]:
         golden[name] = {
             "changes": VARIANTS[name],
             "texts": [
-                {"text": text, "special": encode(text, special=True), "plain": encode(text, special=False)} for text in texts
+                {"text": text, "special": encode(text, special=True), "plain": encode(text, special=False)}
+                for text in texts
             ],
             "prompts": [
                 {"text": text, "images": images, "ids": prompts.encode_prompt(text, images)}
@@ -197,7 +217,8 @@ def ranges(of: Callable[[str], object]) -> list[list[object]]:
 def characters_golden() -> dict[str, Any]:
     """What every character is to the regular expressions of tokenizers, and what NFC makes of it."""
     splits = {
-        kind: pre_tokenizers.Split(Regex(pattern), "removed") for kind, pattern in {"L": r"\p{L}", "N": r"\p{N}", "S": r"\s"}.items()
+        kind: pre_tokenizers.Split(Regex(pattern), "removed")
+        for kind, pattern in {"L": r"\p{L}", "N": r"\p{N}", "S": r"\s"}.items()
     }
 
     def kind_of(character: str) -> str | None:
@@ -243,7 +264,11 @@ def pixels_golden() -> tuple[dict[str, Any], bytes]:
     document = {
         "spec": _spec(PIXEL_SPEC),
         "sizes": PIXEL_SIZES,
-        "large": {"spec": _spec(LARGE_SPEC), "size": LARGE_SIZE, "sha256": hashlib.sha256(large.astype("<f4").tobytes()).hexdigest()},
+        "large": {
+            "spec": _spec(LARGE_SPEC),
+            "size": LARGE_SIZE,
+            "sha256": hashlib.sha256(large.astype("<f4").tobytes()).hexdigest(),
+        },
     }
     return document, b"".join(value.astype("<f4").tobytes() for value in values)
 
@@ -271,8 +296,9 @@ class _Drawn:
 def sampling_golden() -> list[dict[str, Any]]:
     """The choice for each number drawn, from logits that are made of noise."""
     cases = []
-    for seed, (temperature, top_p) in enumerate([(0.0, 1.0), (1.0, 1.0), (0.7, 0.9), (0.2, 0.5), (2.0, 0.99), (1.0, 1e-6), (1e-3, 1.0)]):
-        logits = (noise(200, seed).astype(np.float32) - 128) / 16
+    settings = [(0.0, 1.0), (1.0, 1.0), (0.7, 0.9), (0.2, 0.5), (2.0, 0.99), (1.0, 1e-6), (1e-3, 1.0)]
+    for seed, (temperature, top_p) in enumerate(settings):
+        logits = ((noise(200, seed).astype(np.float32) - 128) / 16).astype(np.float32)
         sampler = Sampler(temperature, top_p)
         draws = [index / 40 + 1 / 97 for index in range(39)]
         chosen = []
@@ -281,6 +307,102 @@ def sampling_golden() -> list[dict[str, Any]]:
             chosen.append(sampler(logits))
         cases.append({"seed": seed, "temperature": temperature, "top_p": top_p, "draws": draws, "chosen": chosen})
     return cases
+
+
+MANIFEST: dict[str, Any] = {
+    "format": "mote-export",
+    "format_version": 2,
+    "target": "onnxruntime",
+    "model": {
+        "name": "golden",
+        "architecture": "MoteForConditionalGeneration",
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "context_length": 256,
+        "eos_token_ids": [2, 3],
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+        "image_token_id": 5,
+        "vision_start_token_id": 3,
+        "vision_end_token_id": 4,
+        "num_image_tokens": 16,
+    },
+    "moe": {
+        "layers": [1, 3],
+        "num_experts": 4,
+        "top_k": 2,
+        "normalize_topk": False,
+        "intermediate_size": 384,
+        "packing": "2bit",
+        "layout_version": 1,
+        "shared_expert": "int4",
+        "shared_group_size": 64,
+    },
+    "image": {
+        "height": 48,
+        "width": 48,
+        "resample": "bicubic",
+        "rescale_factor": 0.00392156862745098,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    },
+    "prompt": {"user_prefix": "a", "image": "<{image_pads}>", "user_suffix": "b"},
+    "plugin": {"library": "libmote_ort.so"},
+    "files": {
+        name: {"bytes": 1, "sha256": "0" * 64}
+        for name in ("model.onnx", "embedding.onnx", "vision.onnx", "tokenizer.json")
+    },
+    "memory": {},
+    "verification": {},
+    "source": {},
+    "versions": {},
+}
+MISSING = "(missing)"
+MANIFEST_VALUES: list[Any] = [
+    *(MISSING, None, True, False, -1, 0, 1, 2, 4, 5, 32, 64, 255, 256, 257, 511, 512, 4096, 4097),
+    *(1 << 20, (1 << 20) + 1, 1 << 24, (1 << 24) + 1, 1 << 50, (1 << 50) + 1, 10**30, 1.0, 0.5, -0.5, 1e308),
+    *("", "x", "../x", ".x", "a/b", "x" * 255, "x" * 256, "f" * 64, "F" * 64, "f" * 63),
+    *("2bit", "1.6bit", "float32", "bf16", "int8", "int4", "onnxruntime", "executorch", "bicubic", "mote-export"),
+    *("{image_pads}", "{image_pads}{image_pads}", {}, {"library": "x"}, [], [0], [3, 0], [0, 0], [4], [-1], [True]),
+    *([1.0], [0, 1, 2, 3, 0], [0.5, 1, 2], [0, 1, 2], [1, 2], ["a", 1, 2]),
+]
+
+
+def places(document: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of every value of a document but the whole."""
+    inside = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    for key, value in inside:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def manifest_golden() -> dict[str, Any]:
+    """Which values of which field are taken ("1") and refused ("0"), one at a time, others being right."""
+    results = []
+    for path in places(MANIFEST):
+        line = ""
+        for value in MANIFEST_VALUES:
+            document = json.loads(json.dumps(MANIFEST))
+            parent = document
+            for key in path[:-1]:
+                parent = parent[key]
+            if value == MISSING:
+                del parent[path[-1]]
+            else:
+                parent[path[-1]] = value
+            try:
+                Manifest.parse(Path(), document)
+                line += "1"
+            except ExportFolderError:
+                line += "0"
+        results.append({"path": path, "taken": line})
+    return {"document": [MANIFEST], "values": MANIFEST_VALUES, "results": results}
 
 
 def answers_golden(pipeline: Pipeline) -> list[dict[str, Any]]:
@@ -320,6 +442,7 @@ def golden_files(pipeline: Pipeline, folder: Path) -> dict[str, bytes]:
         "characters.json": characters_golden(),
         "pixels.json": pixels,
         "sampling.json": sampling_golden(),
+        "manifest.json": manifest_golden(),
         "answers.json": answers_golden(pipeline),
     }
     files = {name: (dump(document) + "\n").encode() for name, document in documents.items()}

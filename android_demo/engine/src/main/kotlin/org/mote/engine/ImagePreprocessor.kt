@@ -33,7 +33,11 @@ class ImagePreprocessor(private val spec: ImageSpec) {
         }
 
         private fun resizeWidth(image: RgbImage, kernel: Coefficients): RgbImage {
-            val out = ByteArray(image.height * kernel.outSize * CHANNELS)
+            val size = CHANNELS.toLong() * image.height * kernel.outSize
+            if (size > Int.MAX_VALUE) {
+                throw MoteException("the picture is ${image.width} x ${image.height} pixels, too tall to be resized; take another one")
+            }
+            val out = ByteArray(size.toInt())
             var o = 0
             for (y in 0 until image.height) {
                 val row = y * image.width * CHANNELS

@@ -39,8 +39,11 @@ internal fun readManifest(folder: File): Manifest {
     }
     val document = readDocument(folder)
     if (document !is Map<*, *>) throw MoteException("$MANIFEST_NAME in $folder holds ${shown(document)}; expected a JSON object")
-    return parse(folder, Fields(document, MANIFEST_NAME))
+    return parseManifest(folder, document)
 }
+
+/** Checks the content of a `mote.json`. */
+internal fun parseManifest(folder: File, document: Map<*, *>): Manifest = parse(folder, Fields(document, MANIFEST_NAME))
 
 private fun readDocument(folder: File): Any? {
     val file = File(folder, MANIFEST_NAME)

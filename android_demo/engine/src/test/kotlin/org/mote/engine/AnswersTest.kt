@@ -1,7 +1,7 @@
 package org.mote.engine
 
+import java.io.File
 import org.junit.Assert.assertEquals
-import org.junit.Assert.assertNotNull
 import org.junit.Assert.assertNull
 import org.junit.Assert.assertTrue
 import org.junit.Test
@@ -64,23 +64,20 @@ class AnswersTest {
     @Test
     fun stepsChooseWhatAPromptChooses() {
         for (runtime in Runtime.entries) {
-            val manifest = Manifest.read(java.io.File(TestData.model, runtime.subfolder))
+            val manifest = Manifest.read(File(TestData.model, runtime.subfolder))
             engine(manifest).use { engine ->
-                val recorder = ExpertRecorder.attach(TestData.libraries.path(runtime.plugin), manifest.moe)!!
                 val ids = LongArray(100) { (it * 37L) % 256 }
                 fun recorded(cut: List<LongArray>): List<Int> {
                     engine.reset()
-                    val fresh = ExpertRecorder.attach(TestData.libraries.path(runtime.plugin), manifest.moe)!!
-                    fresh.use {
-                        for (piece in cut) fresh.record(piece.size) { engine.prefill(piece, null) }
-                        return fresh.choices(ids.map { TokenLabel("", TokenKind.PROMPT) }).all()
+                    ExpertRecorder.attach(TestData.libraries.path(runtime.plugin), manifest.moe)!!.use { recorder ->
+                        for (piece in cut) recorder.record(piece.size) { engine.prefill(piece, null) }
+                        return recorder.choices(ids.map { TokenLabel("", TokenKind.PROMPT) }).all()
                     }
                 }
                 val whole = recorded(listOf(ids))
                 assertTrue(whole.all { it >= 0 })
                 assertEquals(whole, recorded(ids.map { longArrayOf(it) }))
                 assertEquals(whole, recorded(listOf(ids.copyOfRange(0, 63), ids.copyOfRange(63, 100))))
-                recorder.close()
             }
         }
     }
@@ -156,6 +153,5 @@ class AnswersTest {
         ).tokenIds.toList()
         assertEquals(ask(1), ask(1))
         assertTrue(ask(1) != ask(2))
-        assertNotNull(ask(3))
     }
 }
