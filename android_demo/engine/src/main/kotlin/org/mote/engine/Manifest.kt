@@ -31,8 +31,13 @@ class Manifest internal constructor(
     fun path(name: String): File =
         if (name in files) File(folder, name) else throw MoteException("$MANIFEST_NAME in $folder lists no file $name; export the model again")
 
-    /** Compares every listed file with the manifest: sizes always, SHA-256 sums with [hashes]. Throws [MoteException]. */
+    /**
+     * Compares every listed file with the manifest: sizes always, SHA-256 sums with [hashes]. Throws [MoteException].
+     *
+     * The plugin's library is left out: it lies in the folder for other clients, is never loaded from there, and an app has its own.
+     */
     fun verify(hashes: Boolean) {
+        val files = files - listOfNotNull(pluginLibrary).toSet()
         for ((name, entry) in files) {
             val size = regularFileSize(folder, name)
             if (size != entry.bytes) throw changed(name, "$size bytes", "${entry.bytes} bytes")
