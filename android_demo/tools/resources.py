@@ -5,11 +5,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from android_demo.tools.models import export_demo_model
-from android_demo.tools.paths import BUILD, MODELS, PROJECT, VERSIONS
+from android_demo.tools.paths import BUILD, MODELS, PROJECT, ROOT, VERSIONS
 from android_demo.tools.run import MissingPackageError, Step, ToolError, empty, files_below, note, run
 
 APPLICATION_ID = "org.mote.demo"
 MAIN = PROJECT / "app" / "src" / "main"
+SAMPLES = ROOT / "examples" / "digits_vqa" / "images"
 FOLDER = BUILD / "resources"
 ASSETS = BUILD / "assets"
 FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")  # Debian's: the attributes of API 29
@@ -53,10 +54,11 @@ def link() -> None:
 
 
 def collect_assets() -> None:
-    """Makes ASSETS: the app's own, and the demo model without its plugin, since code belongs into lib/."""
+    """Makes ASSETS: the app's own, sample pictures, and the demo model without its plugin, since code belongs into lib/."""
     export_demo_model()
     own, model = MAIN / "assets", MODELS / "onnx"
     copies = {ASSETS / "models" / "digits" / file.relative_to(model): file for file in files_below(model, "*")}
+    copies |= {ASSETS / "samples" / file.name: file for file in files_below(SAMPLES, "*.png")}
     copies |= {ASSETS / file.relative_to(own): file for file in files_below(own, "*")}
     step = Step(BUILD / "assets.stamp", copies.values(), Path(__file__).read_text())
     if not step.is_due():
