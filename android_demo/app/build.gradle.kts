@@ -78,7 +78,7 @@ abstract class BundleModel : DefaultTask() {
 // Needs the project's Python environment: run `make build` in the repository once.
 val exportModel = tasks.register<Exec>("exportModel") {
     workingDir = rootDir.parentFile
-    commandLine(".venv/bin/python", "-m", "android_demo.tools", "model")
+    commandLine(workingDir.resolve(".venv/bin/python"), "-m", "android_demo.tools", "model")
 }
 
 val bundleModel = tasks.register<BundleModel>("bundleModel") {

@@ -14,23 +14,33 @@ from android_demo.tools.paths import BUILD, MODELS, ROOT, SCREENSHOTS
 from android_demo.tools.run import Step, building, files_below, program
 
 
+# ONNX Runtime's telemetry, on by default, looks for a folder of the user: under Robolectric until the stack ends.
+ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1"}
+
+
 def run_tests(module: Module, only: str | None = None) -> bool:
     """Runs the module's tests, or those classes of it whose names contain `only`; whether all passed (true if there are none)."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with building():
-            resources.collect_assets()
-            build_desktop()
-            compile_tests(module)
-            class_path = _copy(_class_path(module), folder)
+    with tempfile.TemporaryDirectory() as folder:
+        command = junit_command(module, Path(folder))
         classes = [name for name in _test_classes(module) if only is None or only in name]
         if not classes:
             return True
-        # ONNX Runtime's telemetry, on by default, looks for a folder of the user: under Robolectric until the stack ends.
-        environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
-        command = [program("java"), "-Xmx2g", *_properties(folder), "-cp", ":".join(map(str, class_path))]
-        junit = subprocess.run([*command, "org.junit.runner.JUnitCore", *classes], cwd=ROOT, env=environment)
-    return junit.returncode == 0
+        return subprocess.run([*command, *classes], cwd=ROOT, env=os.environ | ENVIRONMENT).returncode == 0
+
+
+def junit_command(module: Module, folder: Path, **properties: Path) -> list[str]:
+    """Builds what tests need; the command that runs test classes whose names follow it, in `ENVIRONMENT`.
+
+    `folder` takes what the command needs for itself, and `properties` are system properties `mote.NAME` beside those of all tests.
+    """
+    with building():
+        resources.collect_assets()
+        build_desktop()
+        compile_tests(module)
+        class_path = _copy(_class_path(module), folder)
+    own = [f"-Dmote.{name}={value}" for name, value in properties.items()]
+    path = ":".join(map(str, class_path))
+    return [program("java"), "-Xmx2g", *_properties(folder), *own, "-cp", path, "org.junit.runner.JUnitCore"]
 
 
 def _class_path(module: Module) -> list[Path]:
