@@ -1,7 +1,8 @@
 """What `make android` builds, for tests; and the means to run its libraries on Linux."""
 
+import contextlib
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,9 +27,14 @@ int __android_log_print(int priority, const char* tag, const char* format, ...) 
 
 def built(build: Callable[[], Built]) -> Built:
     """What `build` gives, one process at a time; skips the test where a program that it needs is not installed."""
+    with skipped_without_packages(), building():
+        return build()
+
+
+@contextlib.contextmanager
+def skipped_without_packages() -> Iterator[None]:
     try:
-        with building():
-            return build()
+        yield
     except MissingPackageError as error:
         pytest.skip(str(error))
 

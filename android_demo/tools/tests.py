@@ -13,7 +13,6 @@ from android_demo.tools.natives import DESKTOP_LIBRARIES, build_desktop
 from android_demo.tools.paths import BUILD, MODELS, ROOT, SCREENSHOTS
 from android_demo.tools.run import Step, building, files_below, program
 
-
 # ONNX Runtime's telemetry, on by default, looks for a folder of the user: under Robolectric until the stack ends.
 ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1"}
 
