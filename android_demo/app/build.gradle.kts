@@ -52,10 +52,13 @@ android {
     }
 }
 
-/** The demo model as an asset, without its copy of the plugin, which is for other clients: code belongs into lib/. */
-abstract class BundleModel : DefaultTask() {
+/** The demo model, without its copy of the plugin, which is for other clients (code belongs into lib/), and pictures to ask about. */
+abstract class BundleDemo : DefaultTask() {
     @get:InputDirectory
-    abstract val export: DirectoryProperty
+    abstract val model: DirectoryProperty
+
+    @get:InputDirectory
+    abstract val samples: DirectoryProperty
 
     @get:OutputDirectory
     abstract val assets: DirectoryProperty
@@ -67,28 +70,35 @@ abstract class BundleModel : DefaultTask() {
     fun bundle() {
         files.sync {
             into(assets)
-            from(export) {
+            from(model) {
                 into("models/digits")
                 exclude("*.so")
+            }
+            from(samples) {
+                into("samples")
+                include("*.png")
             }
         }
     }
 }
 
+val repository: File = rootDir.parentFile
+
 // Needs the project's Python environment: run `make build` in the repository once.
-val exportModel = tasks.register<Exec>("exportModel") {
-    workingDir = rootDir.parentFile
-    commandLine(workingDir.resolve(".venv/bin/python"), "-m", "android_demo.tools", "model")
+val exportDemoModel = tasks.register<Exec>("exportDemoModel") {
+    workingDir = repository
+    commandLine(repository.resolve(".venv/bin/python"), "-m", "android_demo.tools", "model")
 }
 
-val bundleModel = tasks.register<BundleModel>("bundleModel") {
-    dependsOn(exportModel)
-    export = rootDir.parentFile.resolve("build/android/models/digits/onnx")
+val bundleDemo = tasks.register<BundleDemo>("bundleDemo") {
+    dependsOn(exportDemoModel)
+    model = repository.resolve("build/android/models/digits/onnx")
+    samples = repository.resolve("examples/digits_vqa/images")
 }
 
 androidComponents {
     onVariants { variant ->
-        variant.sources.assets?.addGeneratedSourceDirectory(bundleModel, BundleModel::assets)
+        variant.sources.assets?.addGeneratedSourceDirectory(bundleDemo, BundleDemo::assets)
     }
 }
 
