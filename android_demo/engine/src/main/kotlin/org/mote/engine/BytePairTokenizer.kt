@@ -63,7 +63,7 @@ internal class BytePairTokenizer(
     fun decodeBytes(ids: List<Int>): ByteArray {
         val bytes = ByteArrayOutputStream()
         for (id in ids) {
-            if (id !in specialIds) token(id)?.let { bytes.write(ByteLevel.decode(it)) }
+            if (id !in specialIds) token(id)?.let { ByteLevel.decode(it).run { bytes.write(this, 0, size) } }
         }
         return bytes.toByteArray()
     }
@@ -71,8 +71,6 @@ internal class BytePairTokenizer(
     /** The text of [ids] without special tokens; bytes that are not UTF-8 become U+FFFD. */
     fun decode(ids: List<Int>): String = decodeUtf8(decodeBytes(ids))
 }
-
-private fun ByteArrayOutputStream.write(bytes: ByteArray) = write(bytes, 0, bytes.size)
 
 /** A part of a text: an added token, or text between them, whose [id] is null. */
 internal class Piece(val start: Int, val end: Int, val id: Int?)

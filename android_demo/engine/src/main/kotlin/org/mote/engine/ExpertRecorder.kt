@@ -16,9 +16,6 @@ internal class ExpertRecorder private constructor(private val plugin: Long, priv
     /** What was chosen in one pass: `[layers][tokens][topK]`. */
     private class Pass(val tokens: Int, val choices: ShortArray)
 
-    /** One line of the recording; [rank] is [WHOLE_CALL] where it says that the call had [token] tokens. */
-    private class Record(val layer: Long, val call: Int, val token: Int, val rank: Int, val expert: Int)
-
     /** Records what [run] computes, one forward pass over [tokens] tokens. */
     fun <T> record(tokens: Int, run: () -> T): T {
         val started = MoteJni.startRecording(plugin, MAX_EVENTS)
@@ -27,7 +24,7 @@ internal class ExpertRecorder private constructor(private val plugin: Long, priv
             return run()
         } finally {
             events = if (started) MoteJni.stopRecording(plugin) else -1
-            passes += Pass(tokens, if (events < 0) unknown(tokens) else choicesOf(read(events), tokens))
+            passes += Pass(tokens, if (events < 0) unknown(moe, tokens) else choicesOf(moe, read(events), tokens))
         }
     }
 
@@ -42,30 +39,6 @@ internal class ExpertRecorder private constructor(private val plugin: Long, priv
             }
         }
         return records
-    }
-
-    private fun unknown(tokens: Int) = ShortArray(moe.layers.size * tokens * moe.topK) { UNKNOWN }
-
-    /** Layers run one after the other, each in one call or, where a prompt was cut, in one call for each piece. */
-    private fun choicesOf(records: List<Record>, tokens: Int): ShortArray {
-        val choices = unknown(tokens)
-        val routed = records.filter { it.rank != WHOLE_CALL }.groupBy { it.layer }
-        if (routed.size != moe.layers.size) return choices
-        val inOrder = routed.values.sortedBy { layer -> layer.minOf { it.call } }
-        val sizes = records.filter { it.rank == WHOLE_CALL }.associate { it.call to it.token }
-        inOrder.forEachIndexed { index, layer ->
-            var first = 0
-            for ((call, found) in layer.groupBy { it.call }.toSortedMap()) {
-                for (record in found) {
-                    val token = first + record.token
-                    if (token in 0 until tokens && record.rank in 0 until moe.topK && record.expert in 0 until moe.numExperts) {
-                        choices[(index * tokens + token) * moe.topK + record.rank] = record.expert.toShort()
-                    }
-                }
-                first += sizes[call] ?: 0
-            }
-        }
-        return choices
     }
 
     /** All passes since the beginning, for these tokens of prompt and answer. */
@@ -86,15 +59,44 @@ internal class ExpertRecorder private constructor(private val plugin: Long, priv
 
     override fun close() = MoteJni.closePlugin(plugin)
 
+    /** One line of the recording; [rank] is [WHOLE_CALL] where it says that the call had [token] tokens. */
+    internal class Record(val layer: Long, val call: Int, val token: Int, val rank: Int, val expert: Int)
+
     companion object {
         private const val MAX_EVENTS = 1L shl 20 // 64 MiB, touched as events arrive
         private const val RECORD_BYTES = 24
         private const val SCRATCH_RECORDS = 1 shl 12
-        private const val WHOLE_CALL = -1
+        internal const val WHOLE_CALL = -1
         private const val UNKNOWN: Short = -1
 
         /** Null where the plugin is not loaded or does not record choices. */
         fun attach(pluginPath: String, moe: MoeSpec): ExpertRecorder? =
             MoteJni.openPlugin(pluginPath.toByteArray()).takeIf { it != 0L }?.let { ExpertRecorder(it, moe) }
+
+        private fun unknown(moe: MoeSpec, tokens: Int) = ShortArray(moe.layers.size * tokens * moe.topK) { UNKNOWN }
+
+        /**
+         * The choices `[layers][tokens][topK]` of one pass. Layers run one after the other, each in one call or, where the runtime cut
+         * a prompt, in one call for each piece, whose tokens count on from those of the piece before.
+         */
+        internal fun choicesOf(moe: MoeSpec, records: List<Record>, tokens: Int): ShortArray {
+            val choices = unknown(moe, tokens)
+            val layers = records.groupBy { it.layer }.values.filter { layer -> layer.any { it.rank != WHOLE_CALL } }
+            if (layers.size != moe.layers.size) return choices
+            layers.sortedBy { layer -> layer.minOf { it.call } }.forEachIndexed { index, layer ->
+                var first = 0
+                for (call in layer.groupBy { it.call }.toSortedMap().values) {
+                    val (whole, routes) = call.partition { it.rank == WHOLE_CALL }
+                    for (route in routes) {
+                        val token = first + route.token
+                        if (token in 0 until tokens && route.rank in 0 until moe.topK && route.expert in 0 until moe.numExperts) {
+                            choices[(index * tokens + token) * moe.topK + route.rank] = route.expert.toShort()
+                        }
+                    }
+                    first += whole.sumOf { it.token }
+                }
+            }
+            return choices
+        }
     }
 }

@@ -118,7 +118,7 @@ class MoteSession private constructor(
             try {
                 outcome.fold(listener::onFinished) { listener.onFailed(asMoteException(it)) }
             } catch (bug: Throwable) { // of the listener, who has nobody else to hear of it
-                Thread.getDefaultUncaughtExceptionHandler()?.uncaughtException(Thread.currentThread(), bug)
+                Thread.currentThread().run { uncaughtExceptionHandler.uncaughtException(this, bug) }
             } finally {
                 ended.countDown()
             }
@@ -187,9 +187,7 @@ class MoteSession private constructor(
             val spec = checkNotNull(manifest.image)
             val size = ImagePreprocessor.CHANNELS.toLong() * spec.height * spec.width
             val pixels = pixelValues ?: Buffers.floats(size).also { pixelValues = it }
-            pixels.clear()
-            checkNotNull(preprocessor).preprocess(image, pixels)
-            pixels.rewind()
+            checkNotNull(preprocessor).preprocess(image, pixels.duplicate())
             return engine.encodeImages(pixels, 1)
         }
 

@@ -37,7 +37,10 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
     private var embeddings = Buffers.floats(0L)
     private var features = Buffers.floats(0L)
     private var position = 0
-    private var canShrink = true
+
+    /** Whether ONNX Runtime has an arena here that a run can shrink; found out by the first run that asks for it. */
+    internal var canShrink = true
+        private set
 
     override val runtime = Runtime.ONNX_RUNTIME
     override val runtimeVersion: String get() = environment.version
