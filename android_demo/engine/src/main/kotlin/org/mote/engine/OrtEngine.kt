@@ -8,6 +8,8 @@ import ai.onnxruntime.OrtException
 import ai.onnxruntime.OrtLoggingLevel
 import ai.onnxruntime.OrtSession
 import ai.onnxruntime.TensorInfo
+import android.system.ErrnoException
+import android.system.Os
 import java.nio.Buffer
 import java.nio.FloatBuffer
 import java.nio.LongBuffer
@@ -256,8 +258,20 @@ private inline fun <T> ort(what: String, call: () -> T): T = try {
     throw MoteException("onnxruntime cannot $what: ${reason(error)}", error)
 }
 
+/** What is asked of a model stays on the device; the library looks for this when it is first used, and its builds for Android send too. */
+private fun forbidTelemetry() {
+    try {
+        Os.setenv("ORT_DISABLE_TELEMETRY", "1", true)
+    } catch (_: ErrnoException) {
+        // No memory for a few bytes; setTelemetry follows.
+    } catch (_: LinkageError) {
+        // A JVM, which cannot change its environment: there whoever starts it sets the variable.
+    }
+}
+
 /** One for the process, which ONNX Runtime never closes. */
 private fun openEnvironment(): OrtEnvironment = try {
+    forbidTelemetry()
     OrtEnvironment.getEnvironment().also { it.setTelemetry(false) }
 } catch (error: LinkageError) {
     throw MoteException("onnxruntime's native library cannot be loaded (${reason(error)}); add onnxruntime-android to the app", error)
