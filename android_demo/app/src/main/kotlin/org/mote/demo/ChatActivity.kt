@@ -84,14 +84,19 @@ class ChatActivity : Activity(), Conversation.Observer {
         adapter.chat = conversation.chat
         findViewById<View>(R.id.empty).isShown(conversation.chat.turns.isEmpty())
         list.isShown(conversation.chat.turns.isNotEmpty())
-        list.setSelection(adapter.count - 1)
+        showEnd()
         showSend()
     }
 
     override fun onTurnChanged(turn: Turn) {
+        val isAtEnd = !list.canScrollVertically(1)
         adapter.update(list, turn)
+        if (isAtEnd) showEnd() // else the reader went back to something, and is left there
         showSend()
     }
+
+    /** Scrolls such that the last row ends where the list ends. */
+    private fun showEnd() = list.setSelectionFromTop(adapter.count - 1, -FAR)
 
     private fun onModelsChanged() {
         val key = library.keyOf(library.current)
@@ -167,10 +172,8 @@ class ChatActivity : Activity(), Conversation.Observer {
         return when (val state = application.loadedModel.state) {
             is LoadedModel.State.Opening -> getString(R.string.model_loading)
             is LoadedModel.State.Failed -> getString(R.string.model_failed)
-            is LoadedModel.State.Ready -> {
-                val runtime = "${nameOf(state.session.runtime)} ${state.session.runtimeVersion}"
-                getString(R.string.model_ready, runtime, duration(state.session.loadMs))
-            }
+            is LoadedModel.State.Ready ->
+                getString(R.string.model_ready, nameOf(state.session.runtime), duration(state.session.loadMs))
             is LoadedModel.State.Closed ->
                 library.current?.problem ?: if (library.current == null) getString(R.string.choose_model) else getString(R.string.model_loading)
         }
@@ -209,4 +212,9 @@ class ChatActivity : Activity(), Conversation.Observer {
     private fun openDetails(turn: Turn) = startActivity(DetailsActivity.intent(this, conversation.chat.id, turn))
 
     private fun start(screen: Class<out Activity>) = startActivity(Intent(this, screen))
+
+    private companion object {
+        /** Px above the list; further than any row is high. */
+        const val FAR = 1 shl 20
+    }
 }

@@ -27,6 +27,8 @@ class DemoApplication : Application() {
     /** The one thread for the app's files, so that what is written first is read first. */
     val io: Executor = thread("files")
 
+    internal val thumbnailWorker: Executor = thread("thumbnails")
+
     val settings by lazy { Settings(this) }
     val pictures by lazy { Pictures(this) }
     val chats by lazy { ChatStore(File(filesDir, "chats")) }
@@ -36,7 +38,7 @@ class DemoApplication : Application() {
     val conversation by lazy { Conversation(chats, pictures, settings, loadedModel, io, main, version) }
     val modelLibrary by lazy { ModelLibrary(this, models, settings, io, thread("copy"), main) }
     val benchmark by lazy { Benchmark(this) }
-    val thumbnails by lazy { Thumbnails(thread("thumbnails"), main) }
+    val thumbnails by lazy { Thumbnails(thumbnailWorker, main) }
 
     /** Of the app, as the build said. */
     val version: String get() = packageManager.getPackageInfo(packageName, 0).versionName.orEmpty()

@@ -110,8 +110,8 @@ internal class ExpertsPanel(private val panel: View) {
         val text = map.texts[token]
         return when {
             text.isEmpty() -> "…"
-            text.isBlank() -> text.replace("\n", "↵").replace(" ", "␣")
-            else -> text.trim().replace("\n", "↵")
+            text.isBlank() -> text.replace("\n", "\\n").replace(" ", "␣")
+            else -> text.trim().replace("\n", "\\n")
         }
     }
 

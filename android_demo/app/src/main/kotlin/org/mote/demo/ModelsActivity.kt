@@ -31,7 +31,8 @@ class ModelsActivity : Activity() {
         val list = findViewById<ListView>(R.id.list)
         val footer = layoutInflater.inflate(R.layout.models_footer, list, false)
         footer.findViewById<View>(R.id.import_folder).setOnClickListener { chooseFolder() }
-        footer.findViewById<TextView>(R.id.adb_hint).text = getString(R.string.adb_hint, application.models.pushedFolder ?: "")
+        // As adb knows it, whatever the app itself calls it.
+        footer.findViewById<TextView>(R.id.adb_hint).text = getString(R.string.adb_hint, "/sdcard/Android/data/$packageName/files/models")
         list.addFooterView(footer, null, false)
         list.adapter = adapter
         fitScreen(findViewById(R.id.screen), list)

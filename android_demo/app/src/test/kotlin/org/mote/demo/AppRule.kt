@@ -8,6 +8,8 @@ import android.view.View
 import android.view.ViewGroup
 import android.widget.TextView
 import java.io.File
+import java.util.concurrent.CountDownLatch
+import java.util.concurrent.TimeUnit
 import org.junit.Assert.assertTrue
 import org.junit.rules.ExternalResource
 import org.robolectric.Robolectric
@@ -60,6 +62,18 @@ class AppRule(private val native: File = File(System.getProperty("mote.native.di
         val folder = File(checkNotNull(app.models.pushedFolder), name)
         File(System.getProperty("mote.model.dir")!!).copyRecursively(folder)
         return folder
+    }
+
+    /** Waits for what the app's threads were told to do until now, thumbnails as well. */
+    fun settle() {
+        repeat(2) {
+            for (worker in listOf(app.io, app.thumbnailWorker)) {
+                val done = CountDownLatch(1)
+                worker.execute(done::countDown)
+                assertTrue(done.await(60, TimeUnit.SECONDS))
+            }
+            idle()
+        }
     }
 
     fun idle() = shadowOf(Looper.getMainLooper()).idle()
