@@ -4,10 +4,10 @@ import struct
 import zipfile
 from pathlib import Path
 
-from android_demo.tools import maven, natives, onnxruntime, resources
-from android_demo.tools.modules import APP, MODULES, compile_main
+from android_demo.tools import dex as dex_files
+from android_demo.tools import natives, onnxruntime, resources
 from android_demo.tools.paths import BUILD, CACHE, VERSIONS
-from android_demo.tools.run import Step, empty, files_below, note, run
+from android_demo.tools.run import Step, files_below, note, run
 
 APK = BUILD / "mote-demo.apk"
 PAGE = 16384  # libraries are mapped from where they lie, in pages of up to this size
@@ -21,9 +21,8 @@ KEY_PASSWORD = "android"  # as of all debug keys
 
 def build() -> Path:
     """Builds whatever changed; the path of the APK."""
-    compile_main(APP)
     resources.collect_assets()
-    dex = _dex()
+    dex = [*dex_files.of_ours(), *dex_files.of_libraries()]
     libraries = {abi: _libraries(abi) for abi in natives.ABIS}
     files = [
         resources.linked(),
@@ -45,30 +44,14 @@ def _libraries(abi: str) -> list[Path]:
     return [*onnxruntime.libraries(abi), *natives.build_android(abi)]
 
 
-def _dex() -> list[Path]:
-    """classes.dex, and more if there are too many methods for one: the modules, and the libraries that the app needs."""
-    # The archive for Android has classes that the library for JVMs has not.
-    jars = [path for path in maven.class_path(*APP.runtime_libraries()) if not path.name.startswith("onnxruntime-")]
-    jars += [onnxruntime.archive() / "classes.jar", resources.r_jar()]
-    classes = [file for module in MODULES for file in files_below(module.classes, "*.class")]
-    output = BUILD / "dex"
-    step = Step(BUILD / "dex.stamp", [*classes, *jars], VERSIONS)
-    if step.is_due():
-        note("translating classes for Android")
-        d8 = ("java", "-Xmx1g", "-XX:+UseSerialGC", "-cp", maven.jar("r8"), "com.android.tools.r8.D8")
-        options = ("--release", "--min-api", VERSIONS["min-sdk"], "--lib", maven.jar("android-all"))
-        run(*d8, *options, "--output", empty(output), *jars, *classes)
-        step.done()
-    return files_below(output, "*.dex")
-
-
 def _pack(apk: Path, dex: list[Path], libraries: dict[str, list[Path]]) -> None:
     """Writes the entries, always in the same order and with the same time, so that the same files give the same bytes."""
     with zipfile.ZipFile(apk, "w") as archive, zipfile.ZipFile(resources.linked()) as linked:
         for entry in linked.infolist():
             _add(archive, entry.filename, linked.read(entry), entry.compress_type, alignment=WORD)
-        for file in dex:
-            _add(archive, file.name, file.read_bytes(), zipfile.ZIP_DEFLATED)
+        for number, file in enumerate(dex, start=1):
+            name = "classes.dex" if number == 1 else f"classes{number}.dex"
+            _add(archive, name, file.read_bytes(), zipfile.ZIP_DEFLATED)
         for abi, files in libraries.items():
             for file in files:
                 _add(archive, f"lib/{abi}/{file.name}", file.read_bytes(), zipfile.ZIP_STORED, alignment=PAGE)

@@ -21,6 +21,7 @@ PRELUDE = Path(__file__).with_name("gradle_prelude.kt")
 PACKAGE = "package org.mote.gradle"
 # What Gradle imports into every script, as far as ours use it.
 IMPORTS = (
+    "java.io.*",
     "org.gradle.api.*",
     "org.gradle.api.file.*",
     "org.gradle.api.initialization.resolve.*",

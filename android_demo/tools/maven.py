@@ -32,7 +32,7 @@ def class_path(*libraries: str) -> list[Path]:
         (folder / "pom.xml").write_text(_pom(wanted))
         run("mvn", "-q", "-B", "-f", folder / "pom.xml", PLUGIN, f"-Dmdep.outputFile={listing}")
         step.done()
-    return [_classes(path) for path in _read(listing)]
+    return [_classes(path) for path in _read(listing) if path.suffix != ".pom"]
 
 
 def jar(library: str) -> Path:

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from android_demo.tools.paths import BUILD, CACHE, PROJECT, PYTHON, VERSIONS
-from android_demo.tools.run import MissingPackageError, Step, empty, files_below, note, program, run
+from android_demo.tools.run import MissingPackageError, Step, empty, files_below, java_home, note, run
 
 SOURCES = PROJECT / "engine" / "src" / "main" / "cpp"
 DESKTOP = BUILD / "desktop"
@@ -106,7 +106,7 @@ def _prepare_sysroot(abi: str) -> Path:
 
 def _jni_headers() -> list[Path]:
     """jni.h and jni_md.h of the JDK: the interface is that of all JVMs, the types those of 64-bit Linux."""
-    include = Path(program("javac")).resolve().parents[1] / "include"
+    include = java_home() / "include"
     headers = [include / "jni.h", include / "linux" / "jni_md.h"]
     if not all(header.is_file() for header in headers):
         raise MissingPackageError(

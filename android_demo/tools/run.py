@@ -54,6 +54,11 @@ def run(*command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | 
     return result.stdout
 
 
+def java_home() -> Path:
+    """The JDK's folder."""
+    return Path(program("javac")).resolve().parents[1]
+
+
 def note(text: str) -> None:
     print(f"android: {text}", file=sys.stderr, flush=True)
 

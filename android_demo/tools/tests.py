@@ -69,11 +69,10 @@ def _test_classes(module: Module) -> list[str]:
 
 def _properties(temporary: Path) -> list[str]:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    android = maven.jar("android-all-instrumented")
     properties = {
         "java.io.tmpdir": temporary,
         "robolectric.offline": "true",
-        "robolectric.dependency.dir": android.parent,
+        "robolectric.dependency.dir": _androids(temporary),
         "robolectric.graphicsMode": "NATIVE",
         "mote.repo.dir": ROOT,
         "mote.model.dir": MODELS,
@@ -81,6 +80,16 @@ def _properties(temporary: Path) -> list[str]:
         "mote.screenshot.dir": SCREENSHOTS,
     }
     return [f"-D{name}={value}" for name, value in properties.items()]
+
+
+def _androids(temporary: Path) -> Path:
+    """A folder with the versions of Android that Robolectric may run."""
+    folder = temporary / "androids"
+    folder.mkdir()
+    for library in ("android-all-instrumented", "oldest-android-all-instrumented"):
+        path = maven.jar(library)
+        (folder / path.name).symlink_to(path)
+    return folder
 
 
 def _robolectric_configuration() -> Path:
