@@ -23,12 +23,14 @@ object BitmapImages {
     private const val CHUNK = 1 shl 16
 
     /**
-     * A decoded picture, turned upright by its EXIF orientation; a transparent one keeps the colours that its file says.
-     * Blocking. Throws [MoteException] with one sentence for what is no picture, is cut short, or is too large.
+     * A decoded picture, turned upright by its EXIF orientation; a transparent one keeps the colours that its file
+     * says. Blocking. Throws [MoteException] with one sentence for what is no picture, is cut short, or is too large.
      *
-     * Before Android 9 what is missing in a file that was cut short is grey instead, as the system does not say so there.
+     * Before Android 9 what is missing in a file that was cut short is grey instead, as the system does not say so
+     * there.
      *
-     * @param open gives the file from its beginning, or null where there is none; what it throws is an error of reading.
+     * @param open gives the file from its beginning, or null where there is none; what it throws is an error of
+     *   reading.
      */
     fun decode(open: () -> InputStream?): RgbImage {
         val bytes = read(open)
@@ -50,7 +52,9 @@ object BitmapImages {
                     val count = it.read(chunk)
                     if (count < 0) return bytes.toByteArray()
                     bytes.write(chunk, 0, count)
-                    if (bytes.size() > MAX_BYTES) throw MoteException("the picture's file is larger than ${MAX_BYTES shr 20} MB; take a smaller one")
+                    if (bytes.size() > MAX_BYTES) {
+                        throw MoteException("the picture's file is larger than ${MAX_BYTES shr 20} MB; take a smaller one")
+                    }
                 }
             }
         } catch (error: IOException) {
@@ -64,12 +68,12 @@ object BitmapImages {
     private fun checkSize(bytes: ByteArray) {
         val bounds = BitmapFactory.Options().apply { inJustDecodeBounds = true }
         BitmapFactory.decodeByteArray(bytes, 0, bytes.size, bounds)
-        val pixels = bounds.outWidth.toLong() * bounds.outHeight
-        if (bounds.outWidth <= 0 || bounds.outHeight <= 0) {
+        val (width, height) = bounds.outWidth to bounds.outHeight
+        if (width <= 0 || height <= 0) {
             throw MoteException("this is no picture that can be read; expected one of PNG, JPEG, WEBP, BMP, GIF, HEIF")
         }
-        if (pixels > MAX_PIXELS) {
-            throw MoteException("the picture is ${bounds.outWidth} x ${bounds.outHeight} pixels; expected at most $MAX_PIXELS in all")
+        if (width.toLong() * height > MAX_PIXELS) {
+            throw MoteException("the picture is $width x $height pixels; expected at most $MAX_PIXELS in all")
         }
     }
 
@@ -103,7 +107,10 @@ object BitmapImages {
         ExifInterface.ORIENTATION_NORMAL // no EXIF, or none that makes sense
     }
 
-    /** The pixels of [bitmap], which is recycled, as they stand after turning; row by row, so that there is no second bitmap. */
+    /**
+     * The pixels of [bitmap], which is recycled, as they stand after turning; row by row, so that there is no second
+     * bitmap.
+     */
     private fun rgb(bitmap: Bitmap, orientation: Int): RgbImage {
         val width = bitmap.width
         val height = bitmap.height

@@ -19,9 +19,9 @@ internal object Buffers {
 }
 
 /**
- * Memory outside of the Java heap, made once and released once. For what is large: on Android a direct [ByteBuffer] lies on the
- * Java heap, whose limit has nothing to do with the device's memory, and is filled with zeros at once; this takes no room before
- * it is written to.
+ * Memory outside of the Java heap, made once and released once. For what is large: on Android a direct [ByteBuffer]
+ * lies on the Java heap, whose limit has nothing to do with the device's memory, and is filled with zeros at once; this
+ * takes no room before it is written to.
  */
 internal class NativeMemory private constructor(private var buffer: ByteBuffer?) : AutoCloseable {
     val floats: FloatBuffer get() = checkNotNull(buffer).order(ByteOrder.nativeOrder()).asFloatBuffer()

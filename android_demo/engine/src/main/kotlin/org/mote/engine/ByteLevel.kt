@@ -1,8 +1,8 @@
 package org.mote.engine
 
 /**
- * Byte-level text of GPT-2's tokenizer (Radford et al. 2019, section 2.2): each byte is written as one printable character,
- * bytes that print as themselves, the others as U+0100 and following.
+ * Byte-level text of GPT-2's tokenizer (Radford et al. 2019, section 2.2): each byte is written as one printable
+ * character, bytes that print as themselves, the others as U+0100 and following.
  */
 internal object ByteLevel {
     private const val FIRST_SUBSTITUTE = 0x100
@@ -22,7 +22,10 @@ internal object ByteLevel {
         bytes = characters.indices.associate { characters[it] to it.toByte() }
     }
 
-    /** The bytes that a token stands for; one with any other character, as added tokens may be, stands for its own UTF-8. */
+    /**
+     * The bytes that a token stands for; one with any other character, as added tokens may be, stands for its own
+     * UTF-8.
+     */
     fun decode(token: String): ByteArray {
         val result = ByteArray(token.length)
         for (i in token.indices) result[i] = bytes[token[i]] ?: return token.toByteArray(Charsets.UTF_8)
@@ -33,8 +36,9 @@ internal object ByteLevel {
 internal const val REPLACEMENT = '\ufffd'
 
 /**
- * UTF-8 to text; each part that is no UTF-8 becomes one U+FFFD, where a part is as long as it could begin a character (Unicode 15,
- * section 3.9, "maximal subpart"). Spelled out, since Android's own decoders have not always cut such parts alike.
+ * UTF-8 to text; each part that is no UTF-8 becomes one U+FFFD, where a part is as long as it could begin a character
+ * (Unicode 15, section 3.9, "maximal subpart"). Spelled out, since Android's own decoders have not always cut such
+ * parts alike.
  */
 internal fun decodeUtf8(bytes: ByteArray): String {
     val text = StringBuilder(bytes.size)

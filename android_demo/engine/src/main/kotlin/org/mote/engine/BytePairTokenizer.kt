@@ -5,8 +5,8 @@ import java.text.Normalizer
 import java.util.PriorityQueue
 
 /**
- * Byte-level byte-pair encoding (Sennrich et al. 2016) by a `tokenizer.json`, as the library `tokenizers` computes it; see
- * [readTokenizer] for which files.
+ * Byte-level byte-pair encoding (Sennrich et al. 2016) by a `tokenizer.json`, as the library `tokenizers` computes it;
+ * see [readTokenizer] for which files.
  *
  * @property normalize whether text is brought to Unicode's normalization form C first.
  * @property ignoreMerges whether a piece that is a token is that token, whatever the merges would make of it.

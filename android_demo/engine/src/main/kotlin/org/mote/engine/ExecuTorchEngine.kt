@@ -2,7 +2,10 @@ package org.mote.engine
 
 import java.nio.FloatBuffer
 
-/** libmote_executorch_jni.so, which [NativeLibraries.load] has loaded before; mote_executorch_jni.cpp says what each function does. */
+/**
+ * libmote_executorch_jni.so, which [NativeLibraries.load] has loaded before; mote_executorch_jni.cpp says what each
+ * function does.
+ */
 internal object ExecuTorchJni {
     @JvmStatic
     external fun open(folder: ByteArray, plugin: ByteArray, sizes: IntArray, out: LongArray): ByteArray?
@@ -14,7 +17,13 @@ internal object ExecuTorchJni {
     external fun encodeImages(handle: Long, pixels: FloatBuffer, count: Int, features: FloatBuffer): ByteArray?
 
     @JvmStatic
-    external fun prefill(handle: Long, tokenIds: LongArray, imageTokenId: Long, features: FloatBuffer?, logits: FloatBuffer): ByteArray?
+    external fun prefill(
+        handle: Long,
+        tokenIds: LongArray,
+        imageTokenId: Long,
+        features: FloatBuffer?,
+        logits: FloatBuffer,
+    ): ByteArray?
 
     @JvmStatic
     external fun reset(handle: Long)
@@ -45,14 +54,14 @@ class ExecuTorchEngine(private val manifest: Manifest, libraries: NativeLibrarie
         libraries.load(NativeLibraries.EXECUTORCH)
         val plugin = manifest.pluginLibrary?.let { libraries.path(runtime.plugin) }.orEmpty()
         val image = manifest.image
-        val pixels = if (image == null) intArrayOf(0, 0, 0) else intArrayOf(ImagePreprocessor.CHANNELS, image.height, image.width)
+        val channels = if (image == null) 0 else ImagePreprocessor.CHANNELS
         manifest.path("model.pte")
         val out = LongArray(3)
         check(
             ExecuTorchJni.open(
                 manifest.folder.path.toByteArray(),
                 plugin.toByteArray(),
-                intArrayOf(threads ?: 0, model.contextLength) + pixels,
+                intArrayOf(threads ?: 0, model.contextLength, channels, image?.height ?: 0, image?.width ?: 0),
                 out,
             ),
         )
@@ -60,14 +69,15 @@ class ExecuTorchEngine(private val manifest: Manifest, libraries: NativeLibrarie
         if (out[1] != model.hiddenSize.toLong() || out[2] != model.vocabSize.toLong()) {
             close()
             throw MoteException(
-                "model.pte has hidden_size ${out[1]} and vocab_size ${out[2]}, but $MANIFEST_NAME says ${model.hiddenSize} and " +
-                    "${model.vocabSize}; export the model again",
+                "model.pte has hidden_size ${out[1]} and vocab_size ${out[2]}, but $MANIFEST_NAME says ${model.hiddenSize} " +
+                    "and ${model.vocabSize}; export the model again",
             )
         }
     }
 
     override fun encodeImages(pixelValues: FloatBuffer, count: Int): FloatBuffer {
-        val size = count.toLong() * (model.numImageTokens ?: throw MoteException("this export takes no images")) * model.hiddenSize
+        val tokens = model.numImageTokens ?: throw MoteException("this export takes no images")
+        val size = count.toLong() * tokens * model.hiddenSize
         if (features.capacity().toLong() != size) features = Buffers.floats(size)
         check(ExecuTorchJni.encodeImages(handle, pixelValues, count, features))
         return features

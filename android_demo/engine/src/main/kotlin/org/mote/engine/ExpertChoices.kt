@@ -9,7 +9,8 @@ class TokenLabel(val text: String, val kind: TokenKind)
 /**
  * Which experts each MoE layer chose for each token of prompt and answer.
  *
- * @property layers numbers of the decoder's layers that have experts, ascending; a "layer index" below is an index here.
+ * @property layers numbers of the decoder's layers that have experts, ascending; a "layer index" below is an index
+ *   here.
  * @property topK experts chosen for a token.
  * @property tokens of the prompt, then of the answer. The last token of an answer was never fed to the model, unless it
  *   ended in a later one, so its experts may be unknown.
@@ -25,7 +26,10 @@ class ExpertChoices internal constructor(
         require(choices.size == layers.size * tokens.size * topK)
     }
 
-    /** The expert that layer number [layerIndex] of [layers] chose for a token; [rank] 0 is its first choice. -1: unknown. */
+    /**
+     * The expert that layer number [layerIndex] of [layers] chose for a token; [rank] 0 is its first choice. -1:
+     * unknown.
+     */
     fun expert(layerIndex: Int, token: Int, rank: Int = 0): Int {
         require(layerIndex in layers.indices && token in tokens.indices && rank in 0 until topK)
         return choices[(layerIndex * tokens.size + token) * topK + rank].toInt()

@@ -6,8 +6,8 @@ import java.nio.ByteOrder
 /**
  * Which experts a model chooses, by the recording of the plugin that its runtime has loaded (mote/trace.h).
  *
- * Each forward pass is a recording of its own, so that memory is bounded by the longest one. The plugin records for the whole
- * process: while two sessions run at once, use it for neither.
+ * Each forward pass is a recording of its own, so that memory is bounded by the longest one. The plugin records for the
+ * whole process: while two sessions run at once, use it for neither.
  */
 internal class ExpertRecorder private constructor(private val plugin: Long, private val moe: MoeSpec) : AutoCloseable {
     private val passes = ArrayList<Pass>()
@@ -34,7 +34,11 @@ internal class ExpertRecorder private constructor(private val plugin: Long, priv
             repeat(MoteJni.readRoutes(plugin, first, scratch)) {
                 val at = it * RECORD_BYTES
                 records += Record(
-                    scratch.getLong(at), scratch.getInt(at + 8), scratch.getInt(at + 12), scratch.getInt(at + 16), scratch.getInt(at + 20),
+                    layer = scratch.getLong(at),
+                    call = scratch.getInt(at + 8),
+                    token = scratch.getInt(at + 12),
+                    rank = scratch.getInt(at + 16),
+                    expert = scratch.getInt(at + 20),
                 )
             }
         }
@@ -76,8 +80,8 @@ internal class ExpertRecorder private constructor(private val plugin: Long, priv
         private fun unknown(moe: MoeSpec, tokens: Int) = ShortArray(moe.layers.size * tokens * moe.topK) { UNKNOWN }
 
         /**
-         * The choices `[layers][tokens][topK]` of one pass. Layers run one after the other, each in one call or, where the runtime cut
-         * a prompt, in one call for each piece, whose tokens count on from those of the piece before.
+         * The choices `[layers][tokens][topK]` of one pass. Layers run one after the other, each in one call or, where
+         * the runtime cut a prompt, in one call for each piece, whose tokens count on from those of the piece before.
          */
         internal fun choicesOf(moe: MoeSpec, records: List<Record>, tokens: Int): ShortArray {
             val choices = unknown(moe, tokens)
@@ -89,7 +93,8 @@ internal class ExpertRecorder private constructor(private val plugin: Long, priv
                     val (whole, routes) = call.partition { it.rank == WHOLE_CALL }
                     for (route in routes) {
                         val token = first + route.token
-                        if (token in 0 until tokens && route.rank in 0 until moe.topK && route.expert in 0 until moe.numExperts) {
+                        val isOurs = route.rank in 0 until moe.topK && route.expert in 0 until moe.numExperts
+                        if (isOurs && token in 0 until tokens) {
                             choices[(index * tokens + token) * moe.topK + route.rank] = route.expert.toShort()
                         }
                     }

@@ -3,9 +3,9 @@ package org.mote.engine
 import java.nio.FloatBuffer
 
 /**
- * Pictures to `pixel_values`, to the last bit as `mote_runtime.preprocess` makes them: Pillow's bicubic resize in fixed point
- * to exactly height x width, the width first and rounded to bytes, then the height; times `rescale_factor` in double, rounded to
- * float; `(value - mean) / std` in float.
+ * Pictures to `pixel_values`, to the last bit as `mote_runtime.preprocess` makes them: Pillow's bicubic resize in fixed
+ * point to exactly height x width, the width first and rounded to bytes, then the height; times `rescale_factor` in
+ * double, rounded to float; `(value - mean) / std` in float.
  */
 class ImagePreprocessor(private val spec: ImageSpec) {
     // A channel's 256 bytes have 256 results.
@@ -35,7 +35,8 @@ class ImagePreprocessor(private val spec: ImageSpec) {
         private fun resizeWidth(image: RgbImage, kernel: Coefficients): RgbImage {
             val size = CHANNELS.toLong() * image.height * kernel.outSize
             if (size > Int.MAX_VALUE) {
-                throw MoteException("the picture is ${image.width} x ${image.height} pixels, too tall to be resized; take another one")
+                val found = "${image.width} x ${image.height} pixels"
+                throw MoteException("the picture is $found, too tall to be resized; take another one")
             }
             val out = ByteArray(size.toInt())
             var o = 0
@@ -65,8 +66,8 @@ class ImagePreprocessor(private val spec: ImageSpec) {
 }
 
 /**
- * Weights of Keys' cubic convolution (IEEE TASSP 29, 1981; a = -0.5), widened by the scale where a side shrinks: for each output
- * pixel those of the input pixels from `first` on, in fixed point of 22 bits, as Pillow has them.
+ * Weights of Keys' cubic convolution (IEEE TASSP 29, 1981; a = -0.5), widened by the scale where a side shrinks: for
+ * each output pixel those of the input pixels from `first` on, in fixed point of 22 bits, as Pillow has them.
  */
 private class Coefficients(inSize: Int, val outSize: Int) {
     val first = IntArray(outSize)

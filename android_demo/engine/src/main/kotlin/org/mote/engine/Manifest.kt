@@ -28,16 +28,19 @@ class Manifest internal constructor(
     val contextLength: Int get() = model.contextLength
 
     /** The path of a file that the manifest lists. Throws [MoteException] if it lists none of this name. */
-    fun path(name: String): File =
-        if (name in files) File(folder, name) else throw MoteException("$MANIFEST_NAME in $folder lists no file $name; export the model again")
+    fun path(name: String): File {
+        if (name in files) return File(folder, name)
+        throw MoteException("$MANIFEST_NAME in $folder lists no file $name; export the model again")
+    }
 
     /**
      * Compares every listed file with the manifest: sizes always, SHA-256 sums with [hashes]. Throws [MoteException].
      *
-     * The plugin's library is left out: it lies in the folder for other clients, is never loaded from there, and an app has its own.
+     * The plugin's library is left out: it lies in the folder for other clients, is never loaded from there, and an app
+     * has its own.
      */
     fun verify(hashes: Boolean) {
-        val files = files - listOfNotNull(pluginLibrary).toSet()
+        val files = files.filterKeys { it != pluginLibrary || !it.endsWith(".so") }
         for ((name, entry) in files) {
             val size = regularFileSize(folder, name)
             if (size != entry.bytes) throw changed(name, "$size bytes", "${entry.bytes} bytes")
@@ -147,6 +150,6 @@ internal fun regularFileSize(folder: File, name: String): Long {
     } catch (error: IOException) {
         throw MoteException("$name in $folder cannot be opened: ${error.message}", error)
     }
-    if (!file.isFile) throw MoteException("$name in $folder is not a regular file; copy the folder again or export anew")
-    return file.length()
+    if (file.isFile) return file.length()
+    throw MoteException("$name in $folder is not a regular file; copy the folder again or export anew")
 }

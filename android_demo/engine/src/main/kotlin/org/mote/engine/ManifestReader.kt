@@ -38,8 +38,8 @@ internal fun readManifest(folder: File): Manifest {
         throw MoteException("$folder $found; expected a folder written by mote-export")
     }
     val document = readDocument(folder)
-    if (document !is Map<*, *>) throw MoteException("$MANIFEST_NAME in $folder holds ${shown(document)}; expected a JSON object")
-    return parseManifest(folder, document)
+    if (document is Map<*, *>) return parseManifest(folder, document)
+    throw MoteException("$MANIFEST_NAME in $folder holds ${shown(document)}; expected a JSON object")
 }
 
 /** Checks the content of a `mote.json`. */
@@ -71,7 +71,8 @@ private fun parse(folder: File, top: Fields): Manifest {
     val runtime = REQUIRED_FILES.keys.first { it.id == target }
     val image = top.optionalSection("image")?.let(::parseImage)
     val model = parseModel(top.section("model"), image != null)
-    for (key in listOf("memory", "verification", "source", "versions")) top.optionalSection(key) // only reported, never acted on
+    // Only reported, never acted on.
+    for (key in listOf("memory", "verification", "source", "versions")) top.optionalSection(key)
     return Manifest(
         folder = folder,
         runtime = runtime,
@@ -165,8 +166,9 @@ private fun parsePlugin(section: Fields): String {
 }
 
 private fun parseFiles(section: Fields, runtime: Runtime, hasImage: Boolean): Map<String, FileEntry> {
-    if (section.keys.size > MAX_FILES) {
-        throw MoteException("$MANIFEST_NAME: field 'files' lists ${section.keys.size} files; expected at most $MAX_FILES")
+    val count = section.keys.size
+    if (count > MAX_FILES) {
+        throw MoteException("$MANIFEST_NAME: field 'files' lists $count files; expected at most $MAX_FILES")
     }
     val files = LinkedHashMap<String, FileEntry>()
     for (name in section.keys) {
@@ -182,7 +184,9 @@ private fun parseFiles(section: Fields, runtime: Runtime, hasImage: Boolean): Ma
     }
     val vision = if (runtime == Runtime.ONNX_RUNTIME && hasImage) listOf("vision.onnx") else emptyList()
     for (name in REQUIRED_FILES.getValue(runtime) + vision) {
-        if (name !in files) throw MoteException("$MANIFEST_NAME: field 'files' lacks '$name', which ${runtime.id} needs")
+        if (name !in files) {
+            throw MoteException("$MANIFEST_NAME: field 'files' lacks '$name', which ${runtime.id} needs")
+        }
     }
     return files
 }

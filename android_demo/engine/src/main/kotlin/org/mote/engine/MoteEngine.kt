@@ -14,7 +14,8 @@ interface MoteEngine : AutoCloseable {
     /**
      * Features float32 `[count * num_image_tokens, hidden_size]` of pictures.
      *
-     * @param pixelValues direct, native byte order: float32 `[count, 3, height, width]` as [ImagePreprocessor] makes them.
+     * @param pixelValues direct, native byte order: float32 `[count, 3, height, width]` as [ImagePreprocessor] makes
+     *   them.
      */
     fun encodeImages(pixelValues: FloatBuffer, count: Int): FloatBuffer
 

@@ -2,7 +2,10 @@ package org.mote.engine
 
 import java.nio.ByteBuffer
 
-/** libmote_jni.so, which [NativeLibraries.load] has loaded before; mote_jni.cpp says what each function does. Texts are UTF-8. */
+/**
+ * libmote_jni.so, which [NativeLibraries.load] has loaded before; mote_jni.cpp says what each function does. Texts are
+ * UTF-8.
+ */
 internal object MoteJni {
     @JvmStatic
     external fun allocate(bytes: Long): ByteBuffer?

@@ -7,8 +7,8 @@ import java.util.concurrent.Executors
 import java.util.concurrent.TimeUnit
 
 /**
- * A loaded model with its tokenizer and a thread of its own, on which everything runs that takes time. All of it may be used
- * from any thread.
+ * A loaded model with its tokenizer and a thread of its own, on which everything runs that takes time. All of it may be
+ * used from any thread.
  *
  * @property threads of the runtime, as asked for; null: the runtime's own choice.
  * @property loadStartMs as in [Timings].
@@ -29,7 +29,7 @@ class MoteSession private constructor(
     val takesImages: Boolean get() = manifest.image != null
 
     private lateinit var thread: Thread
-    private val executor = Executors.newSingleThreadExecutor { Thread(it, "mote-session").also { made -> thread = made } }
+    private val executor = Executors.newSingleThreadExecutor { work -> Thread(work, "mote-session").also { thread = it } }
     private val lock = Any()
     private var running: RunningGeneration? = null // guarded by lock
     private var isClosed = false // guarded by lock
@@ -40,8 +40,9 @@ class MoteSession private constructor(
     private var memory = MemoryUse.now()
 
     /**
-     * Starts an answer and returns at once. One at a time: throws [IllegalStateException] while another one runs or after
-     * [close]. From [GenerationListener.onFinished] and [GenerationListener.onFailed] on, the next one may be asked for.
+     * Starts an answer and returns at once. One at a time: throws [IllegalStateException] while another one runs or
+     * after [close]. From [GenerationListener.onFinished] and [GenerationListener.onFailed] on, the next one may be
+     * asked for.
      */
     fun generate(request: GenerationRequest, listener: GenerationListener): Generation = synchronized(lock) {
         check(!isClosed) { "the session is closed" }
@@ -53,8 +54,8 @@ class MoteSession private constructor(
     }
 
     /**
-     * Gives back memory that can be made anew, after the answer that may be running; from `onTrimMemory`, safe at any time.
-     * Returns at once.
+     * Gives back memory that can be made anew, after the answer that may be running; from `onTrimMemory`, safe at any
+     * time. Returns at once.
      */
     fun trimMemory(): Unit = synchronized(lock) {
         if (isClosed) return
@@ -66,8 +67,8 @@ class MoteSession private constructor(
     }
 
     /**
-     * Cancels what is running, waits for its end (one step of the model at most) and releases the model, once. Any number of
-     * times; from a listener it does not wait for the answer that it is told of.
+     * Cancels what is running, waits for its end (one step of the model at most) and releases the model, once. Any
+     * number of times; from a listener it does not wait for the answer that it is told of.
      */
     override fun close() {
         synchronized(lock) {
@@ -127,13 +128,15 @@ class MoteSession private constructor(
         private fun answer(): Answer {
             val marks = Marks()
             val sampler = Sampler(request.temperature, request.topP, request.seed)
-            if (request.maxNewTokens < 1) throw MoteException("max_new_tokens is ${request.maxNewTokens}; expected at least 1")
+            if (request.maxNewTokens < 1) {
+                throw MoteException("max_new_tokens is ${request.maxNewTokens}; expected at least 1")
+            }
             val prompt = tokenizer.encodePrompt(request.prompt, if (request.image == null) 0 else 1)
             marks.tokenEncodeEndMs = Clock.nowMs()
             marks.promptTokens = prompt.ids.size
             checkLength(prompt)
             engine.reset()
-            val recorder = if (request.recordExperts) pluginPath?.let { ExpertRecorder.attach(it, manifest.moe) } else null
+            val recorder = pluginPath?.takeIf { request.recordExperts }?.let { ExpertRecorder.attach(it, manifest.moe) }
             recorder.use {
                 val ids = ArrayList<Int>()
                 val loop = tokenLoop(prompt, sampler, marks, recorder)
@@ -156,12 +159,17 @@ class MoteSession private constructor(
             val pads = prompt.kinds.count { it == TokenKind.IMAGE }
             val images = if (pads > 0) " ($pads of them for the picture)" else ""
             throw MoteException(
-                "the prompt is ${prompt.ids.size} tokens long$images, but the model's context holds ${manifest.contextLength}; " +
-                    "shorten the prompt",
+                "the prompt is ${prompt.ids.size} tokens long$images, but the model's context holds " +
+                    "${manifest.contextLength}; shorten the prompt",
             )
         }
 
-        private fun tokenLoop(prompt: EncodedPrompt, sampler: Sampler, marks: Marks, recorder: ExpertRecorder?): TokenLoop {
+        private fun tokenLoop(
+            prompt: EncodedPrompt,
+            sampler: Sampler,
+            marks: Marks,
+            recorder: ExpertRecorder?,
+        ): TokenLoop {
             val model = manifest.model
             fun <T> recorded(tokens: Int, run: () -> T): T = recorder?.record(tokens, run) ?: run()
             return TokenLoop(
@@ -217,8 +225,8 @@ class MoteSession private constructor(
         private const val MAX_THREADS = 1024
 
         /**
-         * Opens a folder written by `mote-export`, or its subfolder for [runtime]. Blocking, for seconds where a large model
-         * is verified: call it off the main thread. Throws [MoteException].
+         * Opens a folder written by `mote-export`, or its subfolder for [runtime]. Blocking, for seconds where a large
+         * model is verified: call it off the main thread. Throws [MoteException].
          */
         fun open(
             folder: File,
@@ -231,7 +239,12 @@ class MoteSession private constructor(
             throw asMoteException(error)
         }
 
-        private fun openExport(folder: File, libraries: NativeLibraries, runtime: Runtime, options: EngineOptions): MoteSession {
+        private fun openExport(
+            folder: File,
+            libraries: NativeLibraries,
+            runtime: Runtime,
+            options: EngineOptions,
+        ): MoteSession {
             val threads = options.threads
             if (threads != null && threads !in 1..MAX_THREADS) {
                 throw MoteException("threads is $threads; expected 1 to $MAX_THREADS")
@@ -239,7 +252,8 @@ class MoteSession private constructor(
             val start = Clock.nowMs()
             val manifest = Manifest.read(findExport(folder, runtime))
             if (manifest.runtime != runtime) {
-                throw MoteException("${manifest.folder} was exported for ${manifest.runtime.id}, not for ${runtime.id}; export it for ${runtime.id}")
+                val found = "was exported for ${manifest.runtime.id}, not for ${runtime.id}"
+                throw MoteException("${manifest.folder} $found; export it for ${runtime.id}")
             }
             manifest.verify(options.verify)
             val tokenizer = PromptTokenizer(manifest.path("tokenizer.json"), manifest.model, manifest.prompt)
@@ -280,6 +294,6 @@ class MoteSession private constructor(
 private fun asMoteException(error: Throwable): MoteException = when (error) {
     is MoteException -> error
     is OutOfMemoryError ->
-        MoteException("there is not enough memory for this; close other apps, or take a smaller model or picture", error)
+        MoteException("there is not enough memory; close other apps, or take a smaller model or picture", error)
     else -> MoteException("the engine failed, which is a bug: ${reason(error)}", error)
 }

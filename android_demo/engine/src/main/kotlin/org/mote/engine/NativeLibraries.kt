@@ -20,7 +20,7 @@ class NativeLibraries(val folder: File) {
 
     /** The path of a library such as `mote_ort`. Throws [MoteException] where it is missing. */
     internal fun path(name: String): String = find(name) ?: throw MoteException(
-        "${System.mapLibraryName(name)} is not in $folder; add it to the app's native libraries for this device's processor",
+        "${System.mapLibraryName(name)} is not in $folder; add it to the app's libraries for this device's processor",
     )
 
     /** Loads a library with methods for Kotlin; again does nothing. Throws [MoteException]. */

@@ -15,11 +15,12 @@ import java.nio.FloatBuffer
 import java.nio.LongBuffer
 
 /**
- * `vision.onnx`, `embedding.onnx` and `model.onnx` of a folder, opened by path, so that weights are mapped and not copied.
+ * `vision.onnx`, `embedding.onnx` and `model.onnx` of a folder, opened by path, so that weights are mapped and not
+ * copied.
  *
- * Keys and values lie in one buffer of context length for each layer and side, given to the decoder as past and as present at
- * once: GroupQueryAttention appends in place and a step copies nothing. A run over a prompt shrinks ONNX Runtime's arena behind
- * it, as its activations are many times those of a step.
+ * Keys and values lie in one buffer of context length for each layer and side, given to the decoder as past and as
+ * present at once: GroupQueryAttention appends in place and a step copies nothing. A run over a prompt shrinks ONNX
+ * Runtime's arena behind it, as its activations are many times those of a step.
  */
 class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, threads: Int?) : MoteEngine {
     private val model = manifest.model
@@ -91,10 +92,11 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
     private fun checkGraphs() {
         val hidden = model.hiddenSize
         val cache = floats(1, model.numKeyValueHeads, ANY, model.headDim)
-        val inputs = mapOf("inputs_embeds" to floats(1, ANY, hidden), "attention_mask" to longs(1, ANY))
-        checkValues("model.onnx", "inputs", decoder.inputInfo, inputs + cacheNames("past_key_values").associateWith { cache })
-        val outputs = mapOf("logits" to floats(1, 1, model.vocabSize))
-        checkValues("model.onnx", "outputs", decoder.outputInfo, outputs + cacheNames("present").associateWith { cache })
+        val past = cacheNames("past_key_values").associateWith { cache }
+        val present = cacheNames("present").associateWith { cache }
+        val inputs = mapOf("inputs_embeds" to floats(1, ANY, hidden), "attention_mask" to longs(1, ANY)) + past
+        checkValues("model.onnx", "inputs", decoder.inputInfo, inputs)
+        checkValues("model.onnx", "outputs", decoder.outputInfo, present + ("logits" to floats(1, 1, model.vocabSize)))
         val features = if (vision == null) emptyMap() else mapOf("image_features" to floats(ANY, hidden))
         checkValues("embedding.onnx", "inputs", embedding.inputInfo, mapOf("input_ids" to longs(1, ANY)) + features)
         checkValues("embedding.onnx", "outputs", embedding.outputInfo, mapOf("inputs_embeds" to floats(1, ANY, hidden)))
@@ -106,20 +108,22 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
     }
 
     private fun bindBuffers() {
-        val shape = longArrayOf(1, model.numKeyValueHeads.toLong(), model.contextLength.toLong(), model.headDim.toLong())
-        // Each factor was checked to be below 2^24; their product may still leave a Long, and then no memory holds it.
-        val bytes = shape.fold(Float.SIZE_BYTES.toLong()) { product, size -> if (product > Int.MAX_VALUE) product else product * size }
+        val shape = shapeOf(1, model.numKeyValueHeads, model.contextLength, model.headDim)
+        // What is beyond a buffer already is not multiplied on: each factor is checked, but not their product.
+        val bytes = shape.fold(Float.SIZE_BYTES.toLong()) { product, size ->
+            if (product > Int.MAX_VALUE) product else product * size
+        }
         cacheNames("past_key_values").zip(cacheNames("present")).forEach { (past, present) ->
             val memory = NativeMemory.allocate(bytes) ?: throw MoteException(
-                "no memory for the KV cache: ${2 * model.numHiddenLayers} buffers of ${shape.toList()} float32 values; " +
-                    "export with a shorter context",
+                "no memory for the KV cache: ${2 * model.numHiddenLayers} buffers of ${shape.toList()} float32 " +
+                    "values; export with a shorter context",
             )
             caches += memory
             val tensor = tensor(memory.floats, shape).also { owned += it }
             decoderInputs[past] = tensor
             decoderOutputs[present] = tensor
         }
-        decoderOutputs["logits"] = tensor(logits, longArrayOf(1, 1, model.vocabSize.toLong())).also { owned += it }
+        decoderOutputs["logits"] = tensor(logits, shapeOf(1, 1, model.vocabSize)).also { owned += it }
     }
 
     private fun cacheNames(prefix: String): List<String> =
@@ -131,7 +135,7 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
         val rows = count.toLong() * checkNotNull(model.numImageTokens)
         val hidden = model.hiddenSize.toLong()
         if (features.capacity().toLong() != rows * hidden) features = Buffers.floats(rows * hidden)
-        val shape = longArrayOf(1, count.toLong(), ImagePreprocessor.CHANNELS.toLong(), image.height.toLong(), image.width.toLong())
+        val shape = shapeOf(1, count, ImagePreprocessor.CHANNELS, image.height, image.width)
         tensor(pixelValues, shape).use { pixels ->
             tensor(features, longArrayOf(rows, hidden)).use { output ->
                 run(session, "vision.onnx", mapOf("pixel_values" to pixels), mapOf("image_features" to output), true)
@@ -147,8 +151,8 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
         }
         embed(tokenIds, features ?: noFeatures)
         val total = position + count
-        tensor(embeddings, longArrayOf(1, count.toLong(), model.hiddenSize.toLong())).use { input ->
-            tensor(mask.limited(total), longArrayOf(1, total.toLong())).use { valid ->
+        tensor(embeddings, shapeOf(1, count, model.hiddenSize)).use { input ->
+            tensor(mask.limited(total), shapeOf(1, total)).use { valid ->
                 decoderInputs["inputs_embeds"] = input
                 decoderInputs["attention_mask"] = valid
                 run(decoder, "model.onnx", decoderInputs, decoderOutputs, count > 1)
@@ -165,11 +169,11 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
         if (embeddings.capacity().toLong() != count * hidden) embeddings = Buffers.floats(count * hidden)
         val inputs = HashMap<String, OnnxTensor>()
         try {
-            inputs["input_ids"] = tensor(ids.limited(count), longArrayOf(1, count.toLong()))
+            inputs["input_ids"] = tensor(ids.limited(count), shapeOf(1, count))
             if (vision != null) {
                 inputs["image_features"] = tensor(features, longArrayOf(features.capacity() / hidden, hidden))
             }
-            tensor(embeddings, longArrayOf(1, count.toLong(), hidden)).use { output ->
+            tensor(embeddings, shapeOf(1, count, model.hiddenSize)).use { output ->
                 run(embedding, "embedding.onnx", inputs, mapOf("inputs_embeds" to output), false)
             }
         } finally {
@@ -207,7 +211,8 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
             try {
                 return session.run(inputs, emptySet(), outputs, shrinking).close()
             } catch (error: OrtException) {
-                // Before it computes anything it refuses to shrink an arena where this build has none. What else failed fails again.
+                // Before it computes anything it refuses to shrink an arena where this build has none. What else failed
+                // fails again.
                 canShrink = false
             }
         }
@@ -230,6 +235,8 @@ private class ValueShape(val type: OnnxJavaType, val sizes: List<Int>) {
 
     override fun toString() = "$type $sizes"
 }
+
+private fun shapeOf(vararg sizes: Int): LongArray = LongArray(sizes.size) { sizes[it].toLong() }
 
 private fun floats(vararg sizes: Int) = ValueShape(OnnxJavaType.FLOAT, sizes.toList())
 
@@ -258,7 +265,10 @@ private inline fun <T> ort(what: String, call: () -> T): T = try {
     throw MoteException("onnxruntime cannot $what: ${reason(error)}", error)
 }
 
-/** What is asked of a model stays on the device; the library looks for this when it is first used, and its builds for Android send too. */
+/**
+ * What is asked of a model stays on the device; the library looks for this when it is first used, and its builds for
+ * Android send too.
+ */
 private fun forbidTelemetry() {
     try {
         Os.setenv("ORT_DISABLE_TELEMETRY", "1", true)
@@ -274,7 +284,7 @@ private fun openEnvironment(): OrtEnvironment = try {
     forbidTelemetry()
     OrtEnvironment.getEnvironment().also { it.setTelemetry(false) }
 } catch (error: LinkageError) {
-    throw MoteException("onnxruntime's native library cannot be loaded (${reason(error)}); add onnxruntime-android to the app", error)
+    throw MoteException("onnxruntime cannot be loaded (${reason(error)}); add onnxruntime-android to the app", error)
 } catch (error: OrtException) {
     throw MoteException("onnxruntime cannot be started: ${reason(error)}", error)
 }

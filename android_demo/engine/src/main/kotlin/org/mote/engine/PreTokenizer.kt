@@ -3,9 +3,10 @@ package org.mote.engine
 import java.util.regex.Pattern
 
 /**
- * Cuts text into the pieces that BPE may merge within. A file names its regular expression; only those below are taken, since a
- * foreign one could run for hours on a short text, and since `java.util.regex` is another implementation on Android (ICU) than on the
- * JVM: these were chosen so that both agree. To add one, add it here and to the texts of the golden test.
+ * Cuts text into the pieces that BPE may merge within. A file names its regular expression; only those below are taken,
+ * since a foreign one could run for hours on a short text, and since `java.util.regex` is another implementation on
+ * Android (ICU) than on the JVM: these were chosen so that both agree. To add one, add it here and to the texts of the
+ * golden test.
  */
 internal class PreTokenizer(patterns: List<String>) {
     private val patterns = patterns.map(::compile)
@@ -37,13 +38,19 @@ internal class PreTokenizer(patterns: List<String>) {
         const val LLAMA3 = """$CONTRACTIONS|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|$AFTER_NUMBERS"""
         val KNOWN = setOf(GPT2, QWEN2, LLAMA3)
 
-        /** Unicode's White_Space, which `\s` is to the library that trained the tokenizers, but on Java only with a flag. */
+        /**
+         * Unicode's White_Space, which `\s` is to the library that trained the tokenizers, but on Java only with a
+         * flag.
+         */
         const val SPACES = """\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"""
 
         private fun compile(pattern: String): Pattern {
             require(pattern in KNOWN)
-            val explicit = pattern.replace("""[^\s""", "[^$SPACES").replace("""\s""", "[$SPACES]").replace("""\S""", "[^$SPACES]")
-            return Pattern.compile(explicit, Pattern.UNICODE_CASE)
+            val spelledOut = pattern
+                .replace("""[^\s""", "[^$SPACES")
+                .replace("""\s""", "[$SPACES]")
+                .replace("""\S""", "[^$SPACES]")
+            return Pattern.compile(spelledOut, Pattern.UNICODE_CASE)
         }
     }
 }

@@ -25,7 +25,7 @@ class PromptTokenizer(file: File, private val model: ModelSpec, private val prom
         val named = listOfNotNull(model.imageTokenId, model.visionStartTokenId, model.visionEndTokenId)
         for (id in named) {
             if (!tokenizer.isAdded(id)) {
-                throw MoteException("$file: token $id, which $MANIFEST_NAME names, is not among its added tokens; export the model again")
+                throw MoteException("$file lacks the added token $id, which $MANIFEST_NAME names; export the model again")
             }
         }
         controlIds = tokenizer.specialIds + named
@@ -35,8 +35,8 @@ class PromptTokenizer(file: File, private val model: ModelSpec, private val prom
      * Ids of `user_prefix + images + text + user_suffix`.
      *
      * For a text without special tokens these are the ids of the whole string, as in training; a special token spelled
-     * out in [text] is encoded as the characters it is made of. Throws [MoteException] where the text cannot be encoded, and where
-     * images are given to a model without any.
+     * out in [text] is encoded as the characters it is made of. Throws [MoteException] where the text cannot be
+     * encoded, and where images are given to a model without any.
      */
     fun encodePrompt(text: String, numImages: Int = 0): EncodedPrompt {
         if (hasLoneSurrogate(text)) throw MoteException("the prompt holds half of a character; pass valid Unicode")
@@ -52,7 +52,7 @@ class PromptTokenizer(file: File, private val model: ModelSpec, private val prom
         val seamAfter = after.substring(0, tail.getOrNull(tailIndex)?.start ?: after.length)
         val middle = (seamBefore + text + seamAfter).let { tokenizer.encode(it, tokenizer.cut(it, special = false)) }
         if (middle.any { it in controlIds }) {
-            throw MoteException("the prompt's text spells a control token which this tokenizer cannot take as plain text")
+            throw MoteException("the prompt's text spells a control token that this tokenizer cannot take as plain text")
         }
         val first = tokenizer.encode(before, head.subList(0, headCount))
         val last = tokenizer.encode(after, tail.subList(tailIndex, tail.size))
@@ -91,14 +91,19 @@ class PromptTokenizer(file: File, private val model: ModelSpec, private val prom
         val found = ids.count { it == pad }
         val expected = numImages * (model.numImageTokens ?: 0)
         if (found != expected) {
-            throw MoteException("tokenizer.json makes $found image tokens of the prompt template; expected $expected, export anew")
+            throw MoteException(
+                "tokenizer.json makes $found image tokens of the prompt template; expected $expected, export anew",
+            )
         }
     }
 
     /** The text of [ids] without special tokens; bytes that are not UTF-8 become U+FFFD. */
     fun decode(ids: List<Int>): String = tokenizer.decode(ids)
 
-    /** What a single token is called in a view of tokens: its text, a special token's name, or "" for a part of a character. */
+    /**
+     * What a single token is called in a view of tokens: its text, a special token's name, or "" for a part of a
+     * character.
+     */
     fun label(id: Int): String {
         if (id in tokenizer.specialIds) return tokenizer.token(id).orEmpty()
         val text = tokenizer.decode(listOf(id))
@@ -120,8 +125,8 @@ class PromptTokenizer(file: File, private val model: ModelSpec, private val prom
 }
 
 /**
- * Decodes an answer token by token; the pieces put together are [PromptTokenizer.decode] of all of its ids. A character may be
- * spread over tokens, so text that ends in an incomplete one is held back.
+ * Decodes an answer token by token; the pieces put together are [PromptTokenizer.decode] of all of its ids. A character
+ * may be spread over tokens, so text that ends in an incomplete one is held back.
  */
 class StreamingDecoder internal constructor(private val tokenizer: PromptTokenizer) {
     // Every token stands for bytes of its own, so what was handed out need not be decoded again.

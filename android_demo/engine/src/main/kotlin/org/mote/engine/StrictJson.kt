@@ -12,8 +12,8 @@ import java.nio.charset.CodingErrorAction
 /**
  * JSON from outside: RFC 8259 and no more, each key once, a limited depth.
  *
- * `org.json` would take comments, bare words and repeated keys, and overflows the stack on `[[[[...`. A document is made of
- * Map, List, String, Long (every integer that fits), Double (every other number), Boolean and null.
+ * `org.json` would take comments, bare words and repeated keys, and overflows the stack on `[[[[...`. A document is
+ * made of Map, List, String, Long (every integer that fits), Double (every other number), Boolean and null.
  */
 internal object StrictJson {
     private const val MAX_DEPTH = 64
@@ -89,7 +89,9 @@ internal fun shown(value: Any?): String {
     return if (printable.length <= SHOWN_CHARACTERS) printable else printable.take(SHOWN_CHARACTERS) + "..."
 }
 
-/** One JSON object whose fields are taken out with a check each; a refusal is a [MoteException] that names the field. */
+/**
+ * One JSON object whose fields are taken out with a check each; a refusal is a [MoteException] that names the field.
+ */
 internal class Fields(private val fields: Map<*, *>, private val document: String, private val prefix: String = "") {
     val keys: Set<*> get() = fields.keys
 
@@ -144,6 +146,10 @@ internal class Fields(private val fields: Map<*, *>, private val document: Strin
     fun flag(key: String): Boolean = fields[key] as? Boolean ?: throw refuse(key, "true or false")
 
     fun list(key: String): List<*> = fields[key] as? List<*> ?: throw refuse(key, "a list")
+
+    /** The objects of a list, whose fields messages call [prefix] and their name. */
+    fun sections(key: String, prefix: String): List<Fields> =
+        list(key).map { Fields(it as? Map<*, *> ?: throw refuse(key, "a list of objects"), document, prefix) }
 
     fun section(key: String): Fields =
         Fields(fields[key] as? Map<*, *> ?: throw refuse(key, "an object"), document, "$prefix$key.")

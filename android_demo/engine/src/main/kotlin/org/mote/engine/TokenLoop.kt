@@ -41,8 +41,8 @@ internal class Marks(private val inferenceStartMs: Double = Clock.nowMs()) {
 }
 
 /**
- * The ids of one answer as they are computed: sample, hand out, feed back, until one of the limits is reached; the rules of
- * `mote_runtime.generation.TokenLoop`.
+ * The ids of one answer as they are computed: sample, hand out, feed back, until one of the limits is reached; the
+ * rules of `mote_runtime.generation.TokenLoop`.
  *
  * @property prefill runs the model over the prompt; logits `[vocab_size]`, which are changed here.
  * @property step runs it over one token of the answer.

@@ -8,18 +8,20 @@ private const val MAX_TOKEN_LENGTH = 1 shl 16
 private const val MAX_ADDED_TOKENS = 10_000
 
 /**
- * Reads a `tokenizer.json` of byte-level BPE as Qwen2, Llama 3 and GPT-2 have it: normalizer NFC or none; pre-tokenizer ByteLevel,
- * before it any Split by a known expression; decoder ByteLevel. What asks for anything else, which this would compute differently, is
- * refused. Truncation, padding and the post-processor, which the prompts of mote never use, are not looked at.
+ * Reads a `tokenizer.json` of byte-level BPE as Qwen2, Llama 3 and GPT-2 have it: normalizer NFC or none; pre-tokenizer
+ * ByteLevel, before it any Split by a known expression; decoder ByteLevel. What asks for anything else, which this
+ * would compute differently, is refused. Truncation, padding and the post-processor, which the prompts of mote never
+ * use, are not looked at.
  *
- * In Kotlin and not by the library `tokenizers`: there is no build of it for Android that one could rely on, and parsing a
- * file from outside in a managed language can at worst throw.
+ * In Kotlin and not by the library `tokenizers`: there is no build of it for Android that one could rely on, and
+ * parsing a file from outside in a managed language can at worst throw.
  *
  * Throws [MoteException] for what cannot be read, and for more tokens than [vocabSize].
  */
 internal fun readTokenizer(file: File, vocabSize: Int): BytePairTokenizer {
     val document = try {
-        if (file.length() > MAX_TOKENIZER_BYTES) throw IOException("it has ${file.length()} bytes, more than $MAX_TOKENIZER_BYTES")
+        val size = file.length()
+        if (size > MAX_TOKENIZER_BYTES) throw IOException("it has $size bytes, more than $MAX_TOKENIZER_BYTES")
         StrictJson.parse(file.readBytes())
     } catch (error: IOException) {
         throw MoteException("$file is not a readable tokenizer: ${shown(error.message)}", error)
@@ -53,16 +55,14 @@ private class TokenizerFile(private val top: Fields, private val vocabSize: Int)
         model.choice("type", listOf("BPE"))
         if (!model.isNull("dropout")) throw model.refuse("dropout", "null")
         for (affix in listOf("continuing_subword_prefix", "end_of_word_suffix")) {
-            if (!model.isNull(affix) && model.value(affix) != "") throw model.refuse(affix, "null, as in byte-level BPE")
+            if (!model.isNull(affix) && model.value(affix) != "") throw model.refuse(affix, "null or empty")
         }
     }
 
     private fun readPreTokenizer(section: Fields): PreTokenizer {
         val type = section.choice("type", listOf("ByteLevel", "Sequence"))
         val steps = if (type == "ByteLevel") listOf(section) else {
-            section.list("pretokenizers").map { step ->
-                Fields(step as? Map<*, *> ?: throw section.refuse("pretokenizers", "a list of objects"), "tokenizer.json", "pre_tokenizer.")
-            }
+            section.sections("pretokenizers", "pre_tokenizer.")
         }
         val last = steps.lastOrNull() ?: throw section.refuse("pretokenizers", "ByteLevel as the last one")
         last.choice("type", listOf("ByteLevel"))
@@ -86,7 +86,7 @@ private class TokenizerFile(private val top: Fields, private val vocabSize: Int)
         for (token in section.keys) vocabulary[token as String] = section.integer(token, 0, vocabSize - 1)
         for (character in ByteLevel.characters) {
             if (character.toString() !in vocabulary) {
-                throw MoteException("tokenizer.json: field 'model.vocab' lacks '$character'; expected a token for each byte")
+                throw MoteException("tokenizer.json: field 'model.vocab' lacks '$character'; expected each byte's token")
             }
         }
         return vocabulary
@@ -99,24 +99,26 @@ private class TokenizerFile(private val top: Fields, private val vocabSize: Int)
             // As a pair since tokenizers 0.20, before that as one string.
             val pair = if (merge is String) merge.split(' ') else merge as? List<*>
             val (left, right) = pair?.takeIf { it.size == 2 && it.all { half -> half is String } }
-                ?: throw MoteException("tokenizer.json: field 'model.merges' holds ${shown(merge)}; expected two tokens")
+                ?: throw badMerge(merge, "two tokens")
             val result = vocabulary["$left$right"]
             if (left !in vocabulary || right !in vocabulary || result == null) {
-                throw MoteException("tokenizer.json: field 'model.merges' holds ${shown(merge)}; expected tokens of 'model.vocab'")
+                throw badMerge(merge, "tokens of 'model.vocab'")
             }
             table.put(vocabulary.getValue(left as String), vocabulary.getValue(right as String), rank, result)
         }
         return table
     }
 
+    private fun badMerge(merge: Any?, expected: String) =
+        MoteException("tokenizer.json: field 'model.merges' holds ${shown(merge)}; expected $expected")
+
     /** Ids are checked to be those that `tokenizers` gives: it numbers new tokens itself, whatever the file says. */
     private fun readAddedTokens(vocabulary: Map<String, Int>): List<AddedToken> {
         val tokens = LinkedHashMap<String, AddedToken>()
         var free = vocabulary.size
-        val items = if (top.isNull("added_tokens")) emptyList<Any?>() else top.list("added_tokens")
-        if (items.size > MAX_ADDED_TOKENS) throw top.refuse("added_tokens", "at most $MAX_ADDED_TOKENS of them")
-        for (item in items) {
-            val entry = Fields(item as? Map<*, *> ?: throw top.refuse("added_tokens", "a list of objects"), "tokenizer.json", "added_tokens.")
+        val entries = if (top.isNull("added_tokens")) emptyList() else top.sections("added_tokens", "added_tokens.")
+        if (entries.size > MAX_ADDED_TOKENS) throw top.refuse("added_tokens", "at most $MAX_ADDED_TOKENS of them")
+        for (entry in entries) {
             val content = entry.text("content", MAX_TOKEN_LENGTH)
             if (content.isEmpty() || content in tokens) throw entry.refuse("content", "a new token")
             for (key in listOf("single_word", "lstrip", "rstrip", "normalized")) {
@@ -138,7 +140,9 @@ private class TokenizerFile(private val top: Fields, private val vocabSize: Int)
         val size = maxOf(vocabulary.values.max(), added.maxOfOrNull { it.id } ?: 0) + 1
         val tokens = arrayOfNulls<String>(size)
         for ((token, id) in vocabulary + added.associate { it.content to it.id }) {
-            if (tokens[id] != null) throw MoteException("tokenizer.json: ${shown(tokens[id])} and ${shown(token)} both have the id $id")
+            if (tokens[id] != null) {
+                throw MoteException("tokenizer.json: ${shown(tokens[id])} and ${shown(token)} both have the id $id")
+            }
             tokens[id] = token
         }
         return tokens

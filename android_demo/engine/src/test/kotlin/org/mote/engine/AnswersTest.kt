@@ -114,15 +114,17 @@ class AnswersTest {
         assertEquals(answer.tokenIds.size, timings.decodeSteps) // the last step gave the end of the sequence
         assertTrue(timings.imageEncodeMs > 0 && timings.timeToFirstTokenMs >= timings.imageEncodeMs)
         assertTrue(timings.prefillTokensPerSecond > 0 && timings.decodeTokensPerSecond > 0)
-        assertTrue(answer.memory.anonymousBytes > 1 shl 20 && answer.memory.peakAnonymousBytes >= answer.memory.anonymousBytes)
+        assertTrue(answer.memory.anonymousBytes > 1 shl 20)
+        assertTrue(answer.memory.peakAnonymousBytes >= answer.memory.anonymousBytes)
     }
 
     @Test
     fun limitsEndAnAnswer() {
         for (runtime in Runtime.entries) {
             TestData.open(runtime).use { session ->
+                val image = TestData.scene("scene-0.png")
                 fun ask(maxNewTokens: Int, stopAtEos: Boolean = true) = session.ask(
-                    GenerationRequest("How many digits do you see?", TestData.scene("scene-0.png"), maxNewTokens, stopAtEos = stopAtEos),
+                    GenerationRequest("How many digits do you see?", image, maxNewTokens, stopAtEos = stopAtEos),
                 )
                 assertEquals(FinishReason.LENGTH, ask(1).finishReason)
                 val long = ask(7, stopAtEos = false)
@@ -132,7 +134,7 @@ class AnswersTest {
                 val full = ask(100_000, stopAtEos = false)
                 assertEquals(FinishReason.CONTEXT, full.finishReason)
                 // The last token has no place in the cache any more, and needs none.
-                assertEquals(session.manifest.contextLength + 1, full.timings.promptTokens + full.timings.generatedTokens)
+                assertEquals(session.manifest.contextLength + 1, full.timings.promptTokens + full.tokenIds.size)
                 assertTrue(session.manifest.model.imageTokenId!!.toLong() !in full.tokenIds.toList())
             }
         }

@@ -40,9 +40,7 @@ class BitmapImagesTest {
             (0 until image.width / SIDE).map { column ->
                 val at = 3 * ((row * SIDE + centers) * image.width + column * SIDE + centers)
                 val found = (0 until 3).map { image.bytes[at + it].toInt() and 0xff }
-                COLOURS.indexOfFirst { colour ->
-                    listOf(Color.red(colour), Color.green(colour), Color.blue(colour)).zip(found).all { (a, b) -> a - b in -8..8 }
-                }
+                COLOURS.indexOfFirst { colour -> (0 until 3).all { (colour shr (16 - 8 * it) and 0xff) - found[it] in -8..8 } }
             }
         }
     }
@@ -60,8 +58,14 @@ class BitmapImagesTest {
     fun aPhotographIsTurnedUpright() {
         val jpeg = compressed(squares, Bitmap.CompressFormat.JPEG)
         val upright = mapOf( // EXIF's eight ways to hold a camera
-            1 to listOf(0, 1, 2, 3, 4, 5), 2 to listOf(2, 1, 0, 5, 4, 3), 3 to listOf(5, 4, 3, 2, 1, 0), 4 to listOf(3, 4, 5, 0, 1, 2),
-            5 to listOf(0, 3, 1, 4, 2, 5), 6 to listOf(3, 0, 4, 1, 5, 2), 7 to listOf(5, 2, 4, 1, 3, 0), 8 to listOf(2, 5, 1, 4, 0, 3),
+            1 to listOf(0, 1, 2, 3, 4, 5),
+            2 to listOf(2, 1, 0, 5, 4, 3),
+            3 to listOf(5, 4, 3, 2, 1, 0),
+            4 to listOf(3, 4, 5, 0, 1, 2),
+            5 to listOf(0, 3, 1, 4, 2, 5),
+            6 to listOf(3, 0, 4, 1, 5, 2),
+            7 to listOf(5, 2, 4, 1, 3, 0),
+            8 to listOf(2, 5, 1, 4, 0, 3),
         )
         for ((orientation, expected) in upright) {
             val bytes = withOrientation(jpeg, orientation)
@@ -106,13 +110,17 @@ class BitmapImagesTest {
         return signature + chunk("IHDR", header) + chunk("IDAT", packed.copyOf(size)) + chunk("IEND", ByteArray(0))
     }
 
+    /** A picture that no format makes small. */
+    private fun noise(side: Int): Bitmap = Bitmap.createBitmap(side, side, Bitmap.Config.ARGB_8888).also { bitmap ->
+        TestData.noise(side * side, 3).forEachIndexed { index, byte ->
+            bitmap.setPixel(index % side, index / side, Color.rgb(byte.toInt() and 0xff, index and 0xff, index shr 3 and 0xff))
+        }
+    }
+
     @Test
     fun whatIsNoPictureIsRefusedInASentence() {
         val jpeg = compressed(squares, Bitmap.CompressFormat.JPEG)
-        val noise = Bitmap.createBitmap(64, 64, Bitmap.Config.ARGB_8888).also { bitmap ->
-            TestData.noise(64 * 64, 3).forEachIndexed { index, byte -> bitmap.setPixel(index % 64, index / 64, 0xff000000.toInt() or (byte * 0x10307)) }
-        }
-        val picture = compressed(noise, Bitmap.CompressFormat.PNG)
+        val picture = compressed(noise(64), Bitmap.CompressFormat.PNG)
         for ((bytes, expected) in listOf(
             ByteArray(0) to "no picture",
             "no picture at all".toByteArray() to "no picture",
@@ -130,10 +138,7 @@ class BitmapImagesTest {
 
     @Test
     fun aJpegThatWasCutShortIsRefused() {
-        val noise = Bitmap.createBitmap(256, 256, Bitmap.Config.ARGB_8888).also { bitmap ->
-            TestData.noise(256 * 256, 3).forEachIndexed { index, byte -> bitmap.setPixel(index % 256, index / 256, 0xff000000.toInt() or (byte * 0x10307)) }
-        }
-        val jpeg = compressed(noise, Bitmap.CompressFormat.JPEG)
+        val jpeg = compressed(noise(256), Bitmap.CompressFormat.JPEG)
         assertEquals(256, decode(jpeg).width)
         assertTrue("cut short" in sentenceOf { decode(jpeg.copyOf(jpeg.size / 2)) })
     }

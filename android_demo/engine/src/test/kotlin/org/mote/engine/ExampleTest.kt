@@ -21,7 +21,8 @@ import org.robolectric.annotation.Config
 /** Off the main thread: this compares the model's files with their checksums and maps them. Throws [MoteException]. */
 fun openModel(context: Context, folder: File): MoteSession {
     val libraries = NativeLibraries(File(context.applicationInfo.nativeLibraryDir))
-    return MoteSession.open(folder, libraries, MoteSession.exportedRuntimes(folder).firstOrNull(libraries::has) ?: Runtime.ONNX_RUNTIME)
+    val runtime = MoteSession.exportedRuntimes(folder).firstOrNull(libraries::has) ?: Runtime.ONNX_RUNTIME
+    return MoteSession.open(folder, libraries, runtime)
 }
 
 /** Off the main thread too, as it decodes the picture; the answer then comes piece by piece, on the main thread. */
@@ -57,7 +58,8 @@ class ExampleTest {
     @Test
     fun theExampleAnswers() {
         val context = RuntimeEnvironment.getApplication()
-        // Copies, because Robolectric has a class loader of its own, and a library belongs to the one that loaded it first.
+        // Copies, because Robolectric has a class loader of its own, and a library belongs to the one that loaded it
+        // first.
         val folder = temporary.newFolder()
         for (name in listOf("mote_jni", "mote_ort")) {
             val file = File(TestData.libraries.path(name))
@@ -77,7 +79,8 @@ class ExampleTest {
 
     @Test
     fun theExampleIsTheOneInTheDocumentation() {
-        val source = File(TestData.repository, "android_demo/engine/src/test/kotlin/org/mote/engine/ExampleTest.kt").readText()
+        val tests = File(TestData.repository, "android_demo/engine/src/test/kotlin/org/mote/engine")
+        val source = File(tests, "ExampleTest.kt").readText()
         val example = source.substringAfter("// begin of the example\n").substringBefore("// end of the example")
         val page = File(TestData.repository, "docs/android.md").readText()
         assertEquals(example, page.substringAfter("```kotlin\n").substringBefore("```"))

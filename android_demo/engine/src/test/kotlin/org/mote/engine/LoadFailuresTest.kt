@@ -2,6 +2,8 @@ package org.mote.engine
 
 import java.io.File
 import java.io.RandomAccessFile
+import java.nio.file.Files
+import org.json.JSONArray
 import org.json.JSONObject
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertFalse
@@ -65,7 +67,8 @@ class LoadFailuresTest {
     @Test
     fun threadsOutOfRangeAreRefused() {
         for (threads in listOf(0, -1, 1025)) {
-            check("threads is $threads", refusal(TestData.model, Runtime.ONNX_RUNTIME, options = EngineOptions(threads)))
+            val sentence = refusal(TestData.model, Runtime.ONNX_RUNTIME, options = EngineOptions(threads))
+            check("threads is $threads", sentence)
         }
     }
 
@@ -83,7 +86,7 @@ class LoadFailuresTest {
     /** Only what is missing: libraries that this process has loaded already may not be loaded from a second place. */
     private fun allBut(name: String): NativeLibraries = NativeLibraries(temporary.newFolder().also { folder ->
         for (file in TestData.libraries.folder.listFiles()!!) {
-            if (file.name != name) java.nio.file.Files.createSymbolicLink(File(folder, file.name).toPath(), file.toPath())
+            if (file.name != name) Files.createSymbolicLink(File(folder, file.name).toPath(), file.toPath())
         }
     })
 
@@ -106,7 +109,8 @@ class LoadFailuresTest {
             RandomAccessFile(File(folder, name), "rw").use { it.seek(it.length() / 2); it.write(it.read().inv()) }
             check("$name in $folder has SHA-256", refusal(folder, runtime, options = EngineOptions()))
             RandomAccessFile(File(folder, name), "rw").use { it.setLength(it.length() / 2) }
-            check("expects ${File(File(TestData.model, runtime.subfolder), name).length()} bytes", refusal(folder, runtime))
+            val length = File(File(TestData.model, runtime.subfolder), name).length()
+            check("expects $length bytes", refusal(folder, runtime))
             File(folder, name).delete()
             check("$name is missing", refusal(folder, runtime))
         }
@@ -121,10 +125,13 @@ class LoadFailuresTest {
             Runtime.ONNX_RUNTIME to "vision.onnx.data",
             Runtime.EXECUTORCH to "model.pte",
         )) {
-            for (content in listOf<(ByteArray) -> ByteArray>({ it.copyOf(it.size / 2) }, { ByteArray(0) }, { ByteArray(it.size) })) {
+            val half: (ByteArray) -> ByteArray = { it.copyOf(it.size / 2) }
+            val nothing: (ByteArray) -> ByteArray = { ByteArray(0) }
+            val zeros: (ByteArray) -> ByteArray = { ByteArray(it.size) }
+            for (content in listOf(half, nothing, zeros)) {
+                if (name.endsWith(".data") && content === zeros) continue // zeros are weights like others
                 val folder = copy(runtime)
                 forge(folder, name, content)
-                if (name.endsWith(".data") && content(ByteArray(8)).size == 8) continue // zeros are weights like others
                 check(runtime.id, refusal(folder, runtime))
             }
         }
@@ -149,7 +156,10 @@ class LoadFailuresTest {
             }
         }
         val fewer = copy(Runtime.ONNX_RUNTIME)
-        change(fewer) { it.getJSONObject("model").put("num_hidden_layers", 3); it.getJSONObject("moe").put("layers", org.json.JSONArray(listOf(0))) }
+        change(fewer) {
+            it.getJSONObject("model").put("num_hidden_layers", 3)
+            it.getJSONObject("moe").put("layers", JSONArray(listOf(0)))
+        }
         check("model.onnx has other inputs than mote.json says", refusal(fewer, Runtime.ONNX_RUNTIME))
     }
 
@@ -176,7 +186,10 @@ class LoadFailuresTest {
         }
     }
 
-    /** Without a plugin in the manifest none is loaded, and operators of ours are unknown: a folder cannot bring code of its own. */
+    /**
+     * Without a plugin in the manifest none is loaded, and operators of ours are unknown: a folder cannot bring code of
+     * its own.
+     */
     @Test
     fun aModelThatSaysItNeedsNoPluginGetsNone() {
         val folder = copy(Runtime.ONNX_RUNTIME)

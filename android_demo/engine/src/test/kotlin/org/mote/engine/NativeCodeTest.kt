@@ -66,7 +66,8 @@ class NativeCodeTest {
         val image = manifest.image!!
         val out = LongArray(3)
         val sizes = intArrayOf(1, model.contextLength, 3, image.height, image.width)
-        assertNull(ExecuTorchJni.open(folder.path.toByteArray(), TestData.libraries.path("mote_executorch").toByteArray(), sizes, out))
+        val plugin = TestData.libraries.path("mote_executorch")
+        assertNull(ExecuTorchJni.open(folder.path.toByteArray(), plugin.toByteArray(), sizes, out))
         assertEquals(listOf(model.hiddenSize.toLong(), model.vocabSize.toLong()), out.drop(1))
         return out[0]
     }
@@ -74,8 +75,11 @@ class NativeCodeTest {
     @Test
     fun executorchIsOpenedWithWhatItsFilesSay() {
         val plugin = TestData.libraries.path("mote_executorch").toByteArray()
-        fun refusal(path: String, sizes: IntArray, out: LongArray) =
-            text(ExecuTorchJni.open(path.toByteArray(), plugin, sizes, out)).also { assertEquals(0L, out.firstOrNull() ?: 0L) }
+        fun refusal(path: String, sizes: IntArray, out: LongArray): String {
+            val error = ExecuTorchJni.open(path.toByteArray(), plugin, sizes, out)
+            assertEquals(0L, out.firstOrNull() ?: 0L)
+            return text(error)
+        }
         val good = intArrayOf(1, 16, 0, 0, 0)
         assertTrue("does not exist" in refusal("/nowhere/ \u00e4\ud83d\ude00", good, LongArray(3)))
         assertTrue("five sizes" in refusal(folder.path, intArrayOf(1), LongArray(3)))

@@ -15,7 +15,8 @@ class ProfileRecordTest {
     private fun readByPython(record: File): List<String> {
         val program = "import json, sys; from mote_runtime.profile.record import Record; " +
             "r = Record.from_json(json.load(open(sys.argv[1]))); " +
-            "print(r.runtime, r.threads, len(r.repetitions), r.repetitions[0].generated_tokens, len(r.memory.samples) > 1, r.num_images)"
+            "print(r.runtime, r.threads, len(r.repetitions), r.repetitions[0].generated_tokens, " +
+            "len(r.memory.samples) > 1, r.num_images)"
         val python = File(TestData.repository, ".venv/bin/python").path
         val process = ProcessBuilder(python, "-c", program, record.path).redirectErrorStream(true).start()
         val output = process.inputStream.bufferedReader().readText().trim()
@@ -27,7 +28,8 @@ class ProfileRecordTest {
     fun pythonReadsARecord() {
         for (runtime in Runtime.entries) {
             MoteSession.open(TestData.model, TestData.libraries, runtime, EngineOptions(threads = 2)).use { session ->
-                val request = GenerationRequest("How many digits do you see?", TestData.scene("scene-2.png"), maxNewTokens = 5, stopAtEos = false)
+                val image = TestData.scene("scene-2.png")
+                val request = GenerationRequest("How many digits do you see?", image, maxNewTokens = 5, stopAtEos = false)
                 val (answers, samples) = MemorySampler().use { sampler ->
                     List(3) { session.ask(request) }.also { sampler.sample() } to sampler.samples()
                 }
@@ -47,7 +49,8 @@ class ProfileRecordTest {
         val empty = Answer("", LongArray(0), FinishReason.STOP, timings, memory, null)
         TestData.open(Runtime.ONNX_RUNTIME).use { session ->
             val record = temporary.newFile()
-            record.writeText(ProfileRecord.toJson(session, listOf(empty), "mote-android test", 0, listOf(memory, memory), 0))
+            val samples = listOf(memory, memory)
+            record.writeText(ProfileRecord.toJson(session, listOf(empty), "mote-android test", 0, samples, 0))
             assertEquals(listOf("onnxruntime", "None", "1", "0", "True", "0"), readByPython(record))
         }
     }

@@ -9,9 +9,7 @@ import org.junit.Test
 /** Equal to mote_runtime.sampling for the same numbers drawn. */
 class SamplerTest {
     private fun logits(seed: Int): FloatBuffer =
-        FloatBuffer.wrap(FloatArray(200).also { all ->
-            TestData.noise(200, seed).forEachIndexed { index, byte -> all[index] = ((byte.toInt() and 0xff) - 128f) / 16f }
-        })
+        FloatBuffer.wrap(TestData.noise(200, seed).map { ((it.toInt() and 0xff) - 128f) / 16f }.toFloatArray())
 
     @Test
     fun theSameDrawsGiveTheSameTokens() {

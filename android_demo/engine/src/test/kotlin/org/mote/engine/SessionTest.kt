@@ -69,7 +69,7 @@ class SessionTest(private val runtime: Runtime) {
         var second: Generation? = null
         val asker = object : Heard() {
             override fun onFinished(answer: Answer) {
-                second = session.generate(endless(), next).also { it.cancel() } // still on this thread: it has not begun
+                second = session.generate(endless(), next).also { it.cancel() } // on this thread: it has not begun
                 super.onFinished(answer)
             }
         }
@@ -190,7 +190,8 @@ class SessionTest(private val runtime: Runtime) {
         )
         val labels = answer.experts!!.tokens
         assertEquals(16, labels.count { it.kind == TokenKind.IMAGE })
-        assertEquals("<|image_pad|><|im_end|>", labels.filter { it.kind == TokenKind.PROMPT }.joinToString("") { it.text })
+        val text = labels.filter { it.kind == TokenKind.PROMPT }.joinToString("") { it.text }
+        assertEquals("<|image_pad|><|im_end|>", text)
     }
 
     @Test

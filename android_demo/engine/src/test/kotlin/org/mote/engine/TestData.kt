@@ -16,7 +16,7 @@ internal object TestData {
 
     /** A file that tests/android_golden.py wrote. */
     fun golden(name: String): ByteArray =
-        checkNotNull(TestData::class.java.getResourceAsStream("/golden/$name")) { "no golden/$name" }.use { it.readBytes() }
+        checkNotNull(TestData::class.java.getResourceAsStream("/golden/$name")) { name }.use { it.readBytes() }
 
     fun goldenJson(name: String): Any? = StrictJson.parse(golden(name))
 
@@ -25,8 +25,8 @@ internal object TestData {
         val bytes = ByteArray(image.width * image.height * 3)
         for (y in 0 until image.height) {
             for (x in 0 until image.width) {
-                val rgb = image.getRGB(x, y)
-                for (channel in 0 until 3) bytes[(y * image.width + x) * 3 + channel] = (rgb shr (16 - 8 * channel)).toByte()
+                val at = 3 * (y * image.width + x)
+                for (channel in 0 until 3) bytes[at + channel] = (image.getRGB(x, y) shr (16 - 8 * channel)).toByte()
             }
         }
         return RgbImage(image.width, image.height, bytes)
@@ -41,7 +41,8 @@ internal object TestData {
         }
     }
 
-    fun noisePicture(width: Int, height: Int) = RgbImage(width, height, noise(width * height * 3, 1000 * width + height))
+    fun noisePicture(width: Int, height: Int) =
+        RgbImage(width, height, noise(width * height * 3, 1000 * width + height))
 
     fun open(runtime: Runtime, folder: File = model) = MoteSession.open(folder, libraries, runtime)
 }

@@ -31,7 +31,8 @@ class TokenizerTest {
         changes["model"]?.asMap()?.forEach { (key, value) -> document.getJSONObject("model").put(key, value) }
         if (changes.isNotEmpty()) { // as before tokenizers 0.20
             val merges = document.getJSONObject("model").getJSONArray("merges")
-            val lines = (0 until merges.length()).map { merges.getJSONArray(it).run { "${getString(0)} ${getString(1)}" } }
+            val pairs = (0 until merges.length()).map(merges::getJSONArray)
+            val lines = pairs.map { "${it.getString(0)} ${it.getString(1)}" }
             document.getJSONObject("model").put("merges", JSONArray(lines))
         }
         return document
@@ -78,7 +79,7 @@ class TokenizerTest {
 
     private fun id(token: String): Int {
         val added = base.getJSONArray("added_tokens")
-        return (0 until added.length()).map(added::getJSONObject).single { it.getString("content") == token }.getInt("id")
+        return (0 until added.length()).map(added::getJSONObject).single { it["content"] == token }.getInt("id")
     }
 
     private fun promptTokenizer(file: File): PromptTokenizer {
@@ -102,7 +103,10 @@ class TokenizerTest {
         assertEquals("Read the digit", prompts.decode(text))
     }
 
-    /** The runtime's own Unicode may be younger or older than that of `tokenizers`: only what one of both does not know may differ. */
+    /**
+     * The runtime's own Unicode may be younger or older than that of `tokenizers`: only what one of both does not know
+     * may differ.
+     */
     @Test
     fun everyCharacterIsOfTheSameKind() {
         val kinds = arrayOfNulls<String>(Character.MAX_CODE_POINT + 1)
@@ -111,7 +115,8 @@ class TokenizerTest {
             for (code in (first as Long).toInt()..(last as Long).toInt()) kinds[code] = kind as String
         }
         val known = Regex("[^\\p{Cn}\\p{Cs}]")
-        val patterns = mapOf("L" to "\\p{L}", "N" to "\\p{N}", "S" to "[${PreTokenizer.SPACES}]").mapValues { Regex(it.value) }
+        val patterns = mapOf("L" to "\\p{L}", "N" to "\\p{N}", "S" to "[${PreTokenizer.SPACES}]")
+            .mapValues { Regex(it.value) }
         var unknown = 0
         for (code in 0..Character.MAX_CODE_POINT) {
             if (code in 0xd800..0xdfff) continue
@@ -137,7 +142,7 @@ class TokenizerTest {
 
     @Test
     fun whatItCannotComputeIsRefused() {
-        val bytes = JSONObject().put("type", "ByteLevel")
+        val bytes = JSONObject().put("type", "ByteLevel").put("add_prefix_space", true)
         fun refusal(change: (JSONObject) -> Unit) = sentenceOf { read(copyOfBase().also(change)) }
         fun model(change: (JSONObject) -> Unit) = refusal { change(it.getJSONObject("model")) }
         fun token(change: (JSONObject) -> Unit) = refusal { change(it.getJSONArray("added_tokens").getJSONObject(0)) }
@@ -148,10 +153,10 @@ class TokenizerTest {
             refusal { it.remove("decoder") } to "'decoder' is missing",
             refusal { it.put("decoder", JSONObject().put("type", "Metaspace")) } to "'decoder.type' is 'Metaspace'",
             refusal { it.put("pre_tokenizer", JSONObject().put("type", "Whitespace")) } to "'pre_tokenizer.type'",
-            refusal { it.put("pre_tokenizer", bytes.put("add_prefix_space", true)) } to "'pre_tokenizer.add_prefix_space' is true",
+            refusal { it.put("pre_tokenizer", bytes) } to "'pre_tokenizer.add_prefix_space' is true",
             split { it.put("behavior", "Removed") } to "'pre_tokenizer.behavior' is 'Removed'",
             split { it.put("invert", true) } to "'pre_tokenizer.invert' is true",
-            split { it.put("pattern", JSONObject().put("Regex", "(a*)*b")) } to "'pre_tokenizer.pattern.Regex' is '(a*)*b'",
+            split { it.put("pattern", JSONObject().put("Regex", "(a*)*b")) } to "pattern.Regex' is '(a*)*b'",
             split { it.put("pattern", JSONObject().put("String", " ")) } to "'pre_tokenizer.pattern.Regex' is missing",
             model { it.put("type", "Unigram") } to "'model.type' is 'Unigram'",
             model { it.put("dropout", 0.1) } to "'model.dropout' is 0.1",
@@ -173,7 +178,8 @@ class TokenizerTest {
 
     @Test
     fun whatIsNoTokenizerIsRefused() {
-        for (content in listOf("", "{}", "[1]", "{\"model\": {\"type\": \"Nonsense\"}}", "[".repeat(100_000), "{\"a\": 1, \"a\": 2}", "\u00ff")) {
+        val deep = "[".repeat(100_000)
+        for (content in listOf("", "{}", "[1]", """{"model": {"type": "Unigram"}}""", deep, """{"a": 1, "a": 2}""", "\u00ff")) {
             val file = temporary.newFile().also { it.writeBytes(content.toByteArray(Charsets.ISO_8859_1)) }
             val sentence = sentenceOf { readTokenizer(file, 1024) }
             assertTrue(sentence, sentence.endsWith(".") && '\n' !in sentence && sentence.length < 400)
