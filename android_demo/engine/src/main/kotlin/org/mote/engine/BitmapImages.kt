@@ -53,7 +53,7 @@ object BitmapImages {
                     if (count < 0) return bytes.toByteArray()
                     bytes.write(chunk, 0, count)
                     if (bytes.size() > MAX_BYTES) {
-                        throw MoteException("the picture's file is larger than ${MAX_BYTES shr 20} MB; take a smaller one")
+                        throw MoteException("the file is larger than ${MAX_BYTES shr 20} MB; take a smaller picture")
                     }
                 }
             }

@@ -69,8 +69,8 @@ class ExecuTorchEngine(private val manifest: Manifest, libraries: NativeLibrarie
         if (out[1] != model.hiddenSize.toLong() || out[2] != model.vocabSize.toLong()) {
             close()
             throw MoteException(
-                "model.pte has hidden_size ${out[1]} and vocab_size ${out[2]}, but $MANIFEST_NAME says ${model.hiddenSize} " +
-                    "and ${model.vocabSize}; export the model again",
+                "model.pte has hidden_size ${out[1]} and vocab_size ${out[2]}, but $MANIFEST_NAME says " +
+                    "${model.hiddenSize} and ${model.vocabSize}; export the model again",
             )
         }
     }

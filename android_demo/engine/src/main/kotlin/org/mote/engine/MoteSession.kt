@@ -29,7 +29,9 @@ class MoteSession private constructor(
     val takesImages: Boolean get() = manifest.image != null
 
     private lateinit var thread: Thread
-    private val executor = Executors.newSingleThreadExecutor { work -> Thread(work, "mote-session").also { thread = it } }
+    private val executor = Executors.newSingleThreadExecutor { work ->
+        Thread(work, "mote-session").also { thread = it }
+    }
     private val lock = Any()
     private var running: RunningGeneration? = null // guarded by lock
     private var isClosed = false // guarded by lock

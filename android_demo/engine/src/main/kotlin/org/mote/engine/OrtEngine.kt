@@ -51,7 +51,7 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
     init {
         var opened = false
         try {
-            open(libraries, threads)
+            ort("load the model in ${manifest.folder}") { open(libraries, threads) }
             opened = true
         } finally {
             if (!opened) close()
@@ -82,9 +82,7 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
             options.setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL)
             if (threads != null) options.setIntraOpNumThreads(threads)
             if (plugin != null) ort("load the plugin $plugin") { options.registerCustomOpLibrary(plugin) }
-            return ort("load $name in ${manifest.folder}") {
-                environment.createSession(path.path, options)
-            }.also { owned += it }
+            return ort("load $path") { environment.createSession(path.path, options) }.also { owned += it }
         }
     }
 
@@ -194,7 +192,13 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
     }
 
     override fun close() {
-        owned.asReversed().forEach { it.close() }
+        for (resource in owned.asReversed()) {
+            try {
+                resource.close()
+            } catch (_: OrtException) {
+                // It is lost then, and nobody could do anything about it; the others are still to be closed.
+            }
+        }
         owned.clear()
         caches.forEach { it.close() }
         caches.clear()
@@ -211,8 +215,8 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
             try {
                 return session.run(inputs, emptySet(), outputs, shrinking).close()
             } catch (error: OrtException) {
-                // Before it computes anything it refuses to shrink an arena where this build has none. What else failed
-                // fails again.
+                // A build without an arena refuses to shrink one, before it computes anything.
+                if ("arena" !in error.message.orEmpty()) throw failed("run $name", error)
                 canShrink = false
             }
         }
@@ -262,8 +266,11 @@ private fun LongBuffer.limited(count: Int): LongBuffer = duplicate().also { (it 
 private inline fun <T> ort(what: String, call: () -> T): T = try {
     call()
 } catch (error: OrtException) {
-    throw MoteException("onnxruntime cannot $what: ${reason(error)}", error)
+    throw failed(what, error)
 }
+
+private fun failed(what: String, error: OrtException) =
+    MoteException("onnxruntime cannot $what: ${reason(error)}", error)
 
 /**
  * What is asked of a model stays on the device; the library looks for this when it is first used, and its builds for

@@ -25,7 +25,7 @@ class PromptTokenizer(file: File, private val model: ModelSpec, private val prom
         val named = listOfNotNull(model.imageTokenId, model.visionStartTokenId, model.visionEndTokenId)
         for (id in named) {
             if (!tokenizer.isAdded(id)) {
-                throw MoteException("$file lacks the added token $id, which $MANIFEST_NAME names; export the model again")
+                throw MoteException("$file lacks the added token $id of $MANIFEST_NAME; export the model again")
             }
         }
         controlIds = tokenizer.specialIds + named
@@ -52,7 +52,7 @@ class PromptTokenizer(file: File, private val model: ModelSpec, private val prom
         val seamAfter = after.substring(0, tail.getOrNull(tailIndex)?.start ?: after.length)
         val middle = (seamBefore + text + seamAfter).let { tokenizer.encode(it, tokenizer.cut(it, special = false)) }
         if (middle.any { it in controlIds }) {
-            throw MoteException("the prompt's text spells a control token that this tokenizer cannot take as plain text")
+            throw MoteException("the prompt spells a control token which this tokenizer cannot take as plain text")
         }
         val first = tokenizer.encode(before, head.subList(0, headCount))
         val last = tokenizer.encode(after, tail.subList(tailIndex, tail.size))

@@ -86,7 +86,7 @@ private class TokenizerFile(private val top: Fields, private val vocabSize: Int)
         for (token in section.keys) vocabulary[token as String] = section.integer(token, 0, vocabSize - 1)
         for (character in ByteLevel.characters) {
             if (character.toString() !in vocabulary) {
-                throw MoteException("tokenizer.json: field 'model.vocab' lacks '$character'; expected each byte's token")
+                throw MoteException("tokenizer.json: field 'model.vocab' lacks '$character', the token of a byte")
             }
         }
         return vocabulary

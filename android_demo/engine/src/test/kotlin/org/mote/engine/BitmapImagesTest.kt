@@ -40,7 +40,9 @@ class BitmapImagesTest {
             (0 until image.width / SIDE).map { column ->
                 val at = 3 * ((row * SIDE + centers) * image.width + column * SIDE + centers)
                 val found = (0 until 3).map { image.bytes[at + it].toInt() and 0xff }
-                COLOURS.indexOfFirst { colour -> (0 until 3).all { (colour shr (16 - 8 * it) and 0xff) - found[it] in -8..8 } }
+                COLOURS.indexOfFirst { colour ->
+                    (0 until 3).all { (colour shr (16 - 8 * it) and 0xff) - found[it] in -8..8 }
+                }
             }
         }
     }
@@ -113,7 +115,8 @@ class BitmapImagesTest {
     /** A picture that no format makes small. */
     private fun noise(side: Int): Bitmap = Bitmap.createBitmap(side, side, Bitmap.Config.ARGB_8888).also { bitmap ->
         TestData.noise(side * side, 3).forEachIndexed { index, byte ->
-            bitmap.setPixel(index % side, index / side, Color.rgb(byte.toInt() and 0xff, index and 0xff, index shr 3 and 0xff))
+            val colour = Color.rgb(byte.toInt() and 0xff, index and 0xff, index shr 3 and 0xff)
+            bitmap.setPixel(index % side, index / side, colour)
         }
     }
 

@@ -179,7 +179,8 @@ class TokenizerTest {
     @Test
     fun whatIsNoTokenizerIsRefused() {
         val deep = "[".repeat(100_000)
-        for (content in listOf("", "{}", "[1]", """{"model": {"type": "Unigram"}}""", deep, """{"a": 1, "a": 2}""", "\u00ff")) {
+        val unigram = """{"model": {"type": "Unigram"}}"""
+        for (content in listOf("", "{}", "[1]", unigram, deep, """{"a": 1, "a": 2}""", "\u00ff")) {
             val file = temporary.newFile().also { it.writeBytes(content.toByteArray(Charsets.ISO_8859_1)) }
             val sentence = sentenceOf { readTokenizer(file, 1024) }
             assertTrue(sentence, sentence.endsWith(".") && '\n' !in sentence && sentence.length < 400)
