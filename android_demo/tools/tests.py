@@ -39,7 +39,9 @@ def junit_command(module: Module, folder: Path, **properties: Path) -> list[str]
         class_path = _copy(_class_path(module), folder)
     own = [f"-Dmote.{name}={value}" for name, value in properties.items()]
     path = ":".join(map(str, class_path))
-    return [program("java"), "-Xmx2g", *_properties(folder), *own, "-cp", path, "org.junit.runner.JUnitCore"]
+    # Robolectric closes file descriptors through the JDK's own fields.
+    opened = "--add-opens=java.base/java.io=ALL-UNNAMED"
+    return [program("java"), "-Xmx2g", opened, *_properties(folder), *own, "-cp", path, "org.junit.runner.JUnitCore"]
 
 
 def _class_path(module: Module) -> list[Path]:
