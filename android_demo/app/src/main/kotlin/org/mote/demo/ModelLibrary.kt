@@ -61,15 +61,16 @@ class ModelLibrary(
         observers -= observer
     }
 
-    /** Looks at the folders again; unpacks the bundled model where there is none, or where the app brings another one. */
+    /** Looks at the folders again; unpacks the bundled model where it is missing, or where the app brings another one. */
     fun refresh() {
         io.execute {
-            val outdated = isBundledOutdated()
+            val isOutdated = isBundledOutdated()
             val found = store.list()
             main.execute {
                 models = found
                 changed()
-                if (progress == null && (outdated || found.isEmpty())) unpackBundled()
+                val isMissing = found.none { it.origin == Model.Origin.BUNDLED } && (settings.wantsBundled || found.isEmpty())
+                if (progress == null && (isOutdated || isMissing)) unpackBundled()
             }
         }
     }
@@ -89,6 +90,7 @@ class ModelLibrary(
 
     fun delete(model: Model) {
         if (current === model) application.loadedModel.close()
+        if (model.origin == Model.Origin.BUNDLED) settings.wantsBundled = false
         io.execute {
             store.delete(model)
             main.execute(::refresh)

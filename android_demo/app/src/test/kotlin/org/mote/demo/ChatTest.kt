@@ -368,7 +368,7 @@ class ChatTest {
         assertTrue(send.flags and Intent.FLAG_GRANT_READ_URI_PERMISSION != 0)
         val uri = send.clipData!!.getItemAt(0).uri
         val provider = org.robolectric.Robolectric.buildContentProvider(SharedFilesProvider::class.java).create(SharedFilesProvider.AUTHORITY).get()
-        val shared = java.io.FileInputStream(provider.openFile(uri, "r").fileDescriptor).use { it.readBytes() }
+        val shared = android.os.ParcelFileDescriptor.AutoCloseInputStream(provider.openFile(uri, "r")).use { it.readBytes() }
         assertArrayEquals(app.chats.profile(app.conversation.chat.id, turn.id).readBytes(), shared)
         for (path in listOf("share/..%2F..%2Ffiles", "files/x", "share", "share/a/b", "share/.hidden")) {
             val outside = Uri.parse("content://${SharedFilesProvider.AUTHORITY}/$path")

@@ -4,6 +4,7 @@ import android.content.ContentResolver
 import android.content.Context
 import android.content.res.AssetManager
 import android.net.Uri
+import android.os.Bundle
 import android.provider.DocumentsContract
 import android.provider.DocumentsContract.Document
 import java.io.IOException
@@ -89,7 +90,7 @@ private class DocumentFolder(private val resolver: ContentResolver, private val 
 
     private fun query(uri: Uri): List<Child> {
         val columns = arrayOf(Document.COLUMN_DOCUMENT_ID, Document.COLUMN_DISPLAY_NAME, Document.COLUMN_SIZE, Document.COLUMN_MIME_TYPE)
-        val cursor = resolver.query(uri, columns, null, null, null) ?: throw IOException("no answer")
+        val cursor = resolver.query(uri, columns, Bundle.EMPTY, null) ?: throw IOException("no answer")
         return cursor.use {
             val children = ArrayList<Child>()
             while (it.moveToNext() && children.size <= MAX_FILES) {

@@ -49,6 +49,11 @@ class Settings(context: Context) {
         get() = preferences.getString(CHAT, null)
         set(value) = preferences.edit().putString(CHAT, value).apply()
 
+    /** Whether the user wants the bundled model; not after deleting it. */
+    var wantsBundled: Boolean
+        get() = preferences.getBoolean(BUNDLED, true)
+        set(value) = preferences.edit().putBoolean(BUNDLED, value).apply()
+
     /** Everything that the settings screen shows, as it was at first. */
     fun reset(): Unit = preferences.edit().remove(RUNTIME).remove(THREADS).remove(MAX_NEW_TOKENS).remove(TEMPERATURE).apply()
 
@@ -65,6 +70,7 @@ class Settings(context: Context) {
         private const val MAX_NEW_TOKENS = "max_new_tokens"
         private const val TEMPERATURE = "temperature_tenths"
         private const val MODEL = "model"
+        private const val BUNDLED = "wants_bundled"
         private const val PICTURE = "picture"
         private const val CHAT = "chat"
     }
