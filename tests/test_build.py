@@ -1,6 +1,5 @@
 """What is built and packaged: the libraries stand alone, the wheel holds what it should, our ABI header is right."""
 
-import io
 import os
 import re
 import shutil
@@ -8,22 +7,19 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import tempfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from android_demo.tools import onnxruntime
+from android_demo.tools.run import ToolError
 from packaging.requirements import Requirement
 
 from mote_runtime import get_library_path
 
 ROOT = Path(__file__).parents[1]
 ABI_FOLDER = ROOT / "runtime" / "onnxruntime"
-# The official headers are in no Python package; this npm package carries ONNX Runtime's Android archive, which has them.
-HEADER_PACKAGE = "com.github.asus4.onnxruntime@0.4.9"
-HEADER_ARCHIVE = "package/Plugins/Android/onnxruntime.aar"
-HEADER = "onnxruntime_c_api.h"
 TRACE_FUNCTIONS = {"mote_trace_start", "mote_trace_stop", "mote_trace_read", "mote_trace_phase_name"}
 
 
@@ -56,38 +52,13 @@ def test_a_library_stands_alone(runtime: str, needed: set[str], exported: set[st
 
 
 def headers() -> Path:
-    """A folder with the official header: from the environment, or from npm, kept outside of the repository."""
+    """A folder with the official header: from the environment, or from the archive for Android, kept outside of the repository."""
     if folder := os.environ.get("ONNXRUNTIME_INCLUDE_DIR"):
         return Path(folder)
-    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mote"
-    cache = caches / f"onnxruntime-headers-{HEADER_PACKAGE.rpartition('@')[2]}"
-    if cache.is_dir():
-        return cache
-    if shutil.which("npm") is None:
-        pytest.skip("npm is missing and ONNXRUNTIME_INCLUDE_DIR is not set: no official header to compare with")
-    with tempfile.TemporaryDirectory() as download:
-        result = subprocess.run(
-            ["npm", "pack", HEADER_PACKAGE, "--pack-destination", download], capture_output=True, text=True
-        )
-        if result.returncode != 0:
-            pytest.skip(f"npm cannot fetch {HEADER_PACKAGE}: {result.stderr.strip().splitlines()[-1:]}")
-        with tarfile.open(next(Path(download).glob("*.tgz"))) as package:
-            archive = package.extractfile(HEADER_ARCHIVE)
-            assert archive is not None
-            content = zipfile.ZipFile(io.BytesIO(archive.read()))
-    caches.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=caches) as folder:
-        unfinished = Path(folder) / "headers"
-        unfinished.mkdir()
-        for name in content.namelist():
-            if name.startswith("headers/") and name.endswith((".h", ".inc")):
-                (unfinished / Path(name).name).write_bytes(content.read(name))
-        assert (unfinished / HEADER).is_file()
-        try:
-            unfinished.rename(cache)
-        except OSError:  # another run was faster
-            assert cache.is_dir()
-    return cache
+    try:
+        return onnxruntime.archive() / "headers"
+    except ToolError as error:
+        pytest.skip(f"ONNXRUNTIME_INCLUDE_DIR is not set, and there is no official header to compare with: {error}")
 
 
 def compile_abi_check(folder: Path) -> subprocess.CompletedProcess[str]:
