@@ -17,11 +17,7 @@ class ProfileRecordTest {
             "r = Record.from_json(json.load(open(sys.argv[1]))); " +
             "print(r.runtime, r.threads, len(r.repetitions), r.repetitions[0].generated_tokens, " +
             "len(r.memory.samples) > 1, r.num_images)"
-        val python = File(TestData.repository, ".venv/bin/python").path
-        val process = ProcessBuilder(python, "-c", program, record.path).redirectErrorStream(true).start()
-        val output = process.inputStream.bufferedReader().readText().trim()
-        assertEquals(output, 0, process.waitFor())
-        return output.split(" ")
+        return TestData.python(program, record).split(" ")
     }
 
     @Test

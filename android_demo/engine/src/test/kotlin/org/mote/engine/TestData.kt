@@ -5,6 +5,7 @@ import java.util.concurrent.CopyOnWriteArrayList
 import java.util.concurrent.CountDownLatch
 import java.util.concurrent.TimeUnit
 import javax.imageio.ImageIO
+import org.junit.Assert.assertEquals
 import org.junit.Assert.assertTrue
 
 /** What the tools that run the tests say: system properties. */
@@ -43,6 +44,16 @@ internal object TestData {
 
     fun noisePicture(width: Int, height: Int) =
         RgbImage(width, height, noise(width * height * 3, 1000 * width + height))
+
+    /** What a program of the repository's Python prints; its arguments are files. */
+    fun python(program: String, vararg arguments: File): String {
+        val python = File(repository, ".venv/bin/python").path
+        val command = listOf(python, "-c", program) + arguments.map { it.path }
+        val process = ProcessBuilder(command).redirectErrorStream(true).start()
+        val output = process.inputStream.bufferedReader().readText().trim()
+        assertEquals(output, 0, process.waitFor())
+        return output
+    }
 
     fun open(runtime: Runtime, folder: File = model) = MoteSession.open(folder, libraries, runtime)
 }
