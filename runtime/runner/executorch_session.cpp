@@ -127,8 +127,9 @@ Status ExecuTorchSession::open(const SessionOptions& options) {
   ::executorch::runtime::register_pal(::executorch::runtime::PalImpl::create(Log::emit, "mote"));
   RETURN_IF_ERROR(load_plugin());
   auto* threads = ::executorch::extension::threadpool::get_threadpool();
+  const auto wanted = static_cast<uint32_t>(options.threads);
   if (threads == nullptr ||
-      (options.threads > 0 && !threads->_unsafe_reset_threadpool(static_cast<uint32_t>(options.threads)))) {
+      (wanted > 0 && threads->get_thread_count() != wanted && !threads->_unsafe_reset_threadpool(wanted))) {
     return Status::error("executorch cannot make a pool of %d threads", options.threads);
   }
   const std::string path = options.model_folder + "/model.pte";

@@ -22,8 +22,8 @@ struct SessionOptions {
   size_t channels = 0, height = 0, width = 0;  // of each image
 };
 
-/// One loaded model with its KV cache and the position in it. Not for several threads at once. After a failure it may only be
-/// destroyed.
+/// One loaded model with its KV cache and the position in it. Not for several threads at once. After `open` failed it may only be
+/// destroyed, after another failure it wants a new sequence.
 class Session {
  public:
   virtual ~Session() = default;

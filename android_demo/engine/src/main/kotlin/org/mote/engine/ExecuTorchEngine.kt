@@ -35,14 +35,33 @@ internal object ExecuTorchJni {
     external fun close(handle: Long)
 }
 
+/** ExecuTorch's threads, which all its models in a process share and which must not change while one of them runs. */
+private object SharedThreads {
+    private var users = 0
+    private var count: Int? = null // null: as many as ExecuTorch likes
+
+    fun acquire(wanted: Int?): Unit = synchronized(this) {
+        if (users > 0 && wanted != null && wanted != count) {
+            val found = count?.toString() ?: "a number chosen by executorch"
+            throw MoteException("threads is $wanted; expected $found, as another model is open in executorch: close it first")
+        }
+        if (wanted != null) count = wanted
+        users++
+    }
+
+    fun release(): Unit = synchronized(this) { users-- }
+}
+
 /**
  * `model.pte` of a folder, mapped; the KV cache is inside the program and starts anew at position 0.
  *
- * ExecuTorch has one thread pool for the whole process: [threads][EngineOptions.threads] sets it for every model in it.
+ * ExecuTorch has one thread pool for the whole process: a number of [threads][EngineOptions.threads] is refused while a
+ * model with another one is open.
  */
 class ExecuTorchEngine(private val manifest: Manifest, libraries: NativeLibraries, threads: Int?) : MoteEngine {
     private val model = manifest.model
     private var handle = 0L
+    private var isClosed = false
     private val logits = Buffers.floats(model.vocabSize.toLong())
     private var features = Buffers.floats(0L)
 
@@ -50,6 +69,17 @@ class ExecuTorchEngine(private val manifest: Manifest, libraries: NativeLibrarie
     override val runtimeVersion: String get() = decodeUtf8(ExecuTorchJni.version())
 
     init {
+        SharedThreads.acquire(threads)
+        var opened = false
+        try {
+            open(libraries, threads)
+            opened = true
+        } finally {
+            if (!opened) close()
+        }
+    }
+
+    private fun open(libraries: NativeLibraries, threads: Int?) {
         libraries.load(NativeLibraries.SUPPORT)
         libraries.load(NativeLibraries.EXECUTORCH)
         val plugin = manifest.pluginLibrary?.let { libraries.path(runtime.plugin) }.orEmpty()
@@ -67,7 +97,6 @@ class ExecuTorchEngine(private val manifest: Manifest, libraries: NativeLibrarie
         )
         handle = out[0]
         if (out[1] != model.hiddenSize.toLong() || out[2] != model.vocabSize.toLong()) {
-            close()
             throw MoteException(
                 "model.pte has hidden_size ${out[1]} and vocab_size ${out[2]}, but $MANIFEST_NAME says " +
                     "${model.hiddenSize} and ${model.vocabSize}; export the model again",
@@ -98,8 +127,11 @@ class ExecuTorchEngine(private val manifest: Manifest, libraries: NativeLibrarie
     }
 
     override fun close() {
-        ExecuTorchJni.close(handle)
+        if (isClosed) return
+        isClosed = true
+        if (handle != 0L) ExecuTorchJni.close(handle)
         handle = 0L
+        SharedThreads.release()
     }
 
     private fun check(error: ByteArray?) {

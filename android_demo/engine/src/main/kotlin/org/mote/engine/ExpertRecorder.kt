@@ -7,7 +7,7 @@ import java.nio.ByteOrder
  * Which experts a model chooses, by the recording of the plugin that its runtime has loaded (mote/trace.h).
  *
  * Each forward pass is a recording of its own, so that memory is bounded by the longest one. The plugin records for the
- * whole process: while two sessions run at once, use it for neither.
+ * whole process: where another session computes at the same time, what a pass chose may be unknown.
  */
 internal class ExpertRecorder private constructor(private val plugin: Long, private val moe: MoeSpec) : AutoCloseable {
     private val passes = ArrayList<Pass>()
@@ -17,7 +17,7 @@ internal class ExpertRecorder private constructor(private val plugin: Long, priv
     private class Pass(val tokens: Int, val choices: ShortArray)
 
     /** Records what [run] computes, one forward pass over [tokens] tokens. */
-    fun <T> record(tokens: Int, run: () -> T): T {
+    fun <T> record(tokens: Int, run: () -> T): T = synchronized(lock) {
         val started = MoteJni.startRecording(plugin, MAX_EVENTS)
         val events: Long
         try {
@@ -72,6 +72,7 @@ internal class ExpertRecorder private constructor(private val plugin: Long, priv
         private const val SCRATCH_RECORDS = 1 shl 12
         internal const val WHOLE_CALL = -1
         private const val UNKNOWN: Short = -1
+        private val lock = Any() // one recording at a time
 
         /** Null where the plugin is not loaded or does not record choices. */
         fun attach(pluginPath: String, moe: MoeSpec): ExpertRecorder? =

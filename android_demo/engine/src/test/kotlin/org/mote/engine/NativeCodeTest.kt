@@ -121,6 +121,21 @@ class NativeCodeTest {
     }
 
     @Test
+    fun executorchsThreadsDoNotChangeWhileAModelIsOpen() {
+        ExecuTorchEngine(manifest, TestData.libraries, 2).use { first ->
+            ExecuTorchEngine(manifest, TestData.libraries, 2).close()
+            ExecuTorchEngine(manifest, TestData.libraries, null).close()
+            val sentence = sentenceOf { ExecuTorchEngine(manifest, TestData.libraries, 1) }
+            assertTrue(sentence, "threads is 1; expected 2, as another model is open" in sentence)
+            first.close() // closing again does nothing, and the model counts once
+        }
+        ExecuTorchEngine(manifest, TestData.libraries, 1).close()
+        ExecuTorchEngine(manifest, TestData.libraries, null).use {
+            assertTrue("threads is 2; expected 1" in sentenceOf { ExecuTorchEngine(manifest, TestData.libraries, 2) })
+        }
+    }
+
+    @Test
     fun aClosedModelSaysSo() {
         val logits = Buffers.floats(model.vocabSize.toLong())
         assertTrue("is closed" in text(ExecuTorchJni.prefill(0, longArrayOf(1), 0, null, logits)))
