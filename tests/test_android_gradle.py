@@ -2,13 +2,16 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 from android import built
-from android_demo.tools import gradle, natives
+from android_classes import Dex
+from android_demo.tools import dex, gradle, maven, natives, resources
+from android_demo.tools.modules import ENGINE, MODULES
 from android_demo.tools.paths import PROJECT, VERSIONS
 from android_demo.tools.resources import APPLICATION_ID
-from android_demo.tools.run import ToolError
+from android_demo.tools.run import ToolError, files_below, java_home, run
 
 MISTAKES = [
     # script, what is right, what is wrong, what the compiler says of it
@@ -49,6 +52,38 @@ def test_the_compiler_notices_mistakes() -> None:
     complaints = re.findall(r"error: (.*)", str(error.value))
     for *_, complaint in MISTAKES:
         assert any(complaint in found for found in complaints), (complaint, complaints)
+
+
+def shrink(folder: Path) -> tuple[Path, int]:
+    """What Gradle's release build does: R8 with the engine's rules and with those that aapt2 makes of manifest and layouts.
+
+    The .dex file, and how many classes of ours it was made of.
+    """
+    dex.of_ours()
+    rules = folder / "aapt2.pro"
+    link = ("aapt2", "link", "--manifest", resources.manifest(), "-I", resources.FRAMEWORK, "--proguard", rules)
+    run(*link, "-o", folder / "resources.apk", resources.FOLDER / "compiled.zip")
+    classes = [file for module in MODULES for file in files_below(module.classes, "*.class")]
+    run(
+        *("java", "-Xmx1g", "-XX:+UseSerialGC", "-cp", maven.jar("r8"), "com.android.tools.r8.R8", "--release"),
+        *("--lib", maven.jar("android-all"), "--lib", java_home(), "--min-api", VERSIONS["min-sdk"]),
+        *("--pg-conf", PROJECT / "engine" / "consumer-rules.pro", "--pg-conf", rules, "--output", folder),
+        *classes,
+        *(resources.r_jar(), *dex.libraries()),
+    )
+    return folder / "classes.dex", len(classes)
+
+
+@pytest.mark.slow
+def test_a_shrunk_app_keeps_what_native_code_calls(tmp_path: Path) -> None:
+    file, num_classes = built(lambda: shrink(tmp_path))
+    kept = set(re.findall(r"Class descriptor  : 'L([^;]+);'", run("dexdump", file)))
+    assert {"org/mote/demo/ChatActivity", "org/mote/demo/BenchmarkActivity", "ai/onnxruntime/OrtSession"} <= kept
+    assert len([name for name in kept if name.startswith("org/mote/")]) < num_classes / 2, "it was shrunk"
+    sources = "".join(file.read_text() for file in files_below(ENGINE.folder / "src" / "main", "*.kt"))
+    native = set(re.findall(r"external fun (\w+)\(", sources))
+    assert {"allocate", "open"} <= native
+    assert native <= {member.name for member in Dex(file).references() if member.owner.startswith("org/mote/engine/")}
 
 
 def test_they_say_what_the_tools_do() -> None:

@@ -13,15 +13,16 @@ def of_ours() -> list[Path]:
     """The .dex files of both modules and class R."""
     compile_main(APP)
     classes = [file for module in MODULES for file in files_below(module.classes, "*.class")]
-    return _translate("ours", [*classes, resources.r_jar()], _libraries())
+    return _translate("ours", [*classes, resources.r_jar()], libraries())
 
 
-def of_libraries() -> list[Path]:
-    """The .dex files of what the app needs of others."""
-    return _translate("libraries", _libraries(), [])
+def oflibraries() -> list[Path]:
+    """The .dex files of those jars."""
+    return _translate("libraries", libraries(), [])
 
 
-def _libraries() -> list[Path]:
+def libraries() -> list[Path]:
+    """The jars of what the app needs of others."""
     # Of ONNX Runtime the archive for Android has classes that the library for JVMs has not.
     jars = [path for path in maven.class_path(*APP.runtime_libraries()) if not path.name.startswith("onnxruntime-")]
     return [*jars, onnxruntime.archive() / "classes.jar"]
