@@ -9,20 +9,19 @@ import java.util.PriorityQueue
  * see [readTokenizer] for which files.
  *
  * @property normalize whether text is brought to Unicode's normalization form C first.
- * @property ignoreMerges whether a piece that is a token is that token, whatever the merges would make of it.
+ * @property byteIds the token of each byte.
+ * @property wholeWords where a piece that is a token is that token whatever the merges would make of it: all of them.
  * @property tokens the text of each id; null where there is no such token.
  */
 internal class BytePairTokenizer(
     private val normalize: Boolean,
     private val preTokenizer: PreTokenizer,
-    private val vocabulary: Map<String, Int>,
+    private val byteIds: IntArray,
     private val merges: MergeTable,
-    private val ignoreMerges: Boolean,
+    private val wholeWords: Map<String, Int>?,
     private val added: AddedTokens,
     private val tokens: Array<String?>,
 ) {
-    private val byteIds = IntArray(256) { vocabulary.getValue(ByteLevel.characters[it].toString()) }
-
     /** Ids of the added tokens that are called special. */
     val specialIds: Set<Int> get() = added.specialIds
 
@@ -50,9 +49,9 @@ internal class BytePairTokenizer(
 
     private fun encodeWord(word: String, ids: MutableList<Int>) {
         val bytes = word.toByteArray(Charsets.UTF_8)
-        if (ignoreMerges) {
+        if (wholeWords != null) {
             val whole = String(CharArray(bytes.size) { ByteLevel.characters[bytes[it].toInt() and 0xff] })
-            vocabulary[whole]?.let { ids += it; return }
+            wholeWords[whole]?.let { ids += it; return }
         }
         val symbols = Symbols(IntArray(bytes.size) { byteIds[bytes[it].toInt() and 0xff] })
         symbols.mergeAll(merges)

@@ -43,7 +43,7 @@ private object SharedThreads {
     fun acquire(wanted: Int?): Unit = synchronized(this) {
         if (users > 0 && wanted != null && wanted != count) {
             val found = count?.toString() ?: "a number chosen by executorch"
-            throw MoteException("threads is $wanted; expected $found, as another model is open in executorch: close it first")
+            throw MoteException("threads is $wanted; expected $found, as another model is open: close it first")
         }
         if (wanted != null) count = wanted
         users++

@@ -43,9 +43,9 @@ private class TokenizerFile(private val top: Fields, private val vocabSize: Int)
         return BytePairTokenizer(
             normalize = normalizer != null,
             preTokenizer = preTokenizer,
-            vocabulary = vocabulary,
+            byteIds = IntArray(256) { vocabulary.getValue(ByteLevel.characters[it].toString()) },
             merges = readMerges(model, vocabulary),
-            ignoreMerges = !model.isNull("ignore_merges") && model.flag("ignore_merges"),
+            wholeWords = vocabulary.takeIf { !model.isNull("ignore_merges") && model.flag("ignore_merges") },
             added = AddedTokens(added),
             tokens = tokensById(vocabulary, added),
         )
