@@ -74,7 +74,7 @@ def shrink(folder: Path) -> tuple[Path, int]:
     return folder / "classes.dex", len(classes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_shrunk_app_keeps_what_native_code_calls(tmp_path: Path) -> None:
     file, num_classes = built(lambda: shrink(tmp_path))
     kept = set(re.findall(r"Class descriptor  : 'L([^;]+);'", run("dexdump", file)))

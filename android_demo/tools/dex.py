@@ -16,7 +16,7 @@ def of_ours() -> list[Path]:
     return _translate("ours", [*classes, resources.r_jar()], libraries())
 
 
-def oflibraries() -> list[Path]:
+def of_libraries() -> list[Path]:
     """The .dex files of those jars."""
     return _translate("libraries", libraries(), [])
 
