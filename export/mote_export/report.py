@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mote_export.memory import full_precision_bytes, mote_bytes
 from mote_export.model import MoteForConditionalGeneration
 from mote_export.passes import PackedMoteLayer
 from mote_export.passes.pack_ternary_experts import Rounding
 
-BF16_BYTES = 2
-TERNARY_BYTES = 0.25  # 2 bits
 SHARED_INPUTS = "shared_"  # how the operator's inputs of the shared expert begin
 
 
@@ -43,28 +42,18 @@ class ExpertMemory:
         return self.packed + self.scales_and_routers + self.shared
 
 
-def formula_bytes(hidden_size: int, intermediate_size: int, layers: int, num_experts: int) -> tuple[int, int]:
-    """(full_precision, formula) of `ExpertMemory`, in bytes."""
-    parameters = 3 * hidden_size * intermediate_size * layers
-    full_precision = num_experts * BF16_BYTES * parameters
-    return full_precision, round(BF16_BYTES * parameters + num_experts * TERNARY_BYTES * parameters)
-
-
 def expert_memory(packed_model: MoteForConditionalGeneration) -> ExpertMemory:
     """Counts a model after the pack-ternary-experts pass."""
     layers = [module for module in packed_model.modules() if isinstance(module, PackedMoteLayer)]
     experts = layers[0].experts
     parameters = 3 * experts.hidden_size * experts.intermediate_size * len(layers)
-    full_precision, formula = formula_bytes(
-        experts.hidden_size, experts.intermediate_size, len(layers), experts.num_experts
-    )
     inside = [named for layer in layers for named in layer.experts.named_buffers()]
     outside = [layer.shared_expert.state_dict().values() for layer in layers if layer.shared_expert is not None]
     packed = sum(layer.experts.gate_up_packed.nbytes + layer.experts.down_packed.nbytes for layer in layers)
     shared = _bytes(buffer for name, buffer in inside if name.startswith(SHARED_INPUTS)) + sum(map(_bytes, outside))
     return ExpertMemory(
-        full_precision=full_precision,
-        formula=formula,
+        full_precision=full_precision_bytes(parameters, experts.num_experts),
+        formula=mote_bytes(parameters, experts.num_experts),
         packed=packed,
         scales_and_routers=_bytes(buffer for name, buffer in inside if not name.startswith(SHARED_INPUTS)) - packed,
         shared=shared,

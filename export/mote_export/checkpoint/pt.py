@@ -50,17 +50,31 @@ def load_model_pt(path: Path) -> Checkpoint:
     """
     content = _load_content(path)
     config, state, files = content.get("config"), content.get("state_dict"), content.get("files")
-    if content.get("format") != FORMAT_NAME or content.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} is a torch file but not a MoTE checkpoint: found format {content.get('format')!r} version "
-            f"{content.get('format_version')!r}, expected {FORMAT_NAME!r} version {FORMAT_VERSION}."
-        )
+    _check_format(path, content)
     if not (isinstance(config, dict) and isinstance(state, dict) and isinstance(files, dict)):
         raise CheckpointError(f"{path} lacks its config, state_dict or files: it was not written by save_model_pt.")
     if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
         raise CheckpointError(f"{path}: state_dict holds something that is no named tensor.")
     checked = check_files(path, files)
     return Checkpoint(name=path.stem, model=build_model(path, config, state), files=checked)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration alone, as it is in the file; weights are not read. Raises CheckpointError."""
+    content = _load_content(path)
+    _check_format(path, content)
+    config = content.get("config")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} lacks its config: it was not written by save_model_pt.")
+    return config
+
+
+def _check_format(path: Path, content: Mapping[Any, Any]) -> None:
+    if content.get("format") != FORMAT_NAME or content.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} is a torch file but not a MoTE checkpoint: found format {content.get('format')!r} version "
+            f"{content.get('format_version')!r}, expected {FORMAT_NAME!r} version {FORMAT_VERSION}."
+        )
 
 
 def _load_content(path: Path) -> dict[Any, Any]:

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     signal.signal(signal.SIGTERM, _interrupt)  # leave nothing behind then, either
     if not arguments.verbose:
-        _silence_libraries()
+        silence_libraries()
     try:
         results = _export(arguments)
     except KeyboardInterrupt:
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--context-length",
-        type=_positive,
+        type=positive,
         metavar="N",
         help=f"positions in the KV cache (default: the model's, at most {DEFAULT_CONTEXT})",
     )
@@ -215,7 +215,8 @@ def _add_weight_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """For argparse: an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
@@ -235,7 +236,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """torch, ONNX and ExecuTorch report inner workings as warnings; a user sees one sentence or a report."""
     warnings.simplefilter("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
