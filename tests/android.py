@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+
 from android_demo.tools import apk, natives
 from android_demo.tools.run import MissingPackageError, building
 

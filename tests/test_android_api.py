@@ -3,6 +3,7 @@
 import pytest
 from android import built
 from android_classes import Dex, Member, Platform
+
 from android_demo.tools import dex, maven
 from android_demo.tools.run import java_home
 

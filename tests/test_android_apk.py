@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from android import built, built_apk
+
 from android_demo.tools import natives, onnxruntime
 from android_demo.tools.modules import APP, ENGINE, compile_main
 from android_demo.tools.paths import VERSIONS

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from android import skipped_without_packages
-from android_demo.tools.modules import APP
-from android_demo.tools.tests import ENVIRONMENT, junit_command
 from fake_adb import SERIAL, FakeAdb
 from test_profile_device import own_answer
 
+from android_demo.tools.modules import APP
+from android_demo.tools.tests import ENVIRONMENT, junit_command
 from mote_runtime.cli.profile import main
 from mote_runtime.profile.devices.app import DEFAULT_APP
 

@@ -9,14 +9,14 @@ import onnx
 import onnxruntime
 import pytest
 from android import built, make_shims
-from android_demo.tools import natives
-from android_demo.tools.models import export_demo_model
-from android_demo.tools.paths import MODELS
 from arm import PACKAGES, ROOT, arm_packages, build_arm_runner, qemu_command
 from onnx import TensorProto, helper, numpy_helper
 from operator_cases import CASES, Array, assert_same_bits, onnx_model, random_tokens, reference
 from test_runner import FOLDERS, ORT_LIBRARY, Questions, command, host_runner, read_record
 
+from android_demo.tools import natives
+from android_demo.tools.models import export_demo_model
+from android_demo.tools.paths import MODELS
 from mote_runtime import get_library_path
 
 # What is emulated, and the kernels that are then to be chosen; None is this processor, without emulation.

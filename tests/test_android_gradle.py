@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from android import built
 from android_classes import Dex
+
 from android_demo.tools import dex, gradle, maven, natives, resources
 from android_demo.tools.modules import ENGINE, MODULES
 from android_demo.tools.paths import PROJECT, VERSIONS

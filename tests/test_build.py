@@ -12,10 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from android_demo.tools import onnxruntime
-from android_demo.tools.run import ToolError
 from packaging.requirements import Requirement
 
+from android_demo.tools import onnxruntime
+from android_demo.tools.run import ToolError
 from mote_runtime import get_library_path
 
 ROOT = Path(__file__).parents[1]

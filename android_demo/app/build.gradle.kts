@@ -44,6 +44,7 @@ android {
         all { test ->
             val built = rootDir.parentFile.resolve("build/android")
             test.environment("ORT_DISABLE_TELEMETRY", "1")
+            test.jvmArgs("--add-opens=java.base/java.io=ALL-UNNAMED")
             test.systemProperty("mote.repo.dir", rootDir.parent)
             test.systemProperty("mote.model.dir", built.resolve("models/digits").path)
             test.systemProperty("mote.native.dir", built.resolve("desktop/lib").path)

@@ -90,7 +90,7 @@ def compile_tests(module: Module) -> None:
 def _compile(what: str, sources: Path, output: Path, class_path: list[Path], *options: str) -> None:
     files = files_below(sources, "*.kt")
     inputs = [*files, *(file for path in class_path for file in _contents(path))]
-    step = Step(output.with_suffix(".stamp"), inputs, OPTIONS, options)
+    step = Step(output.with_suffix(".stamp"), inputs, OPTIONS, options, VERSIONS["kotlin"], class_path)
     if not step.is_due():
         return
     empty(output)

@@ -71,10 +71,11 @@ def _build(folder: Path, where: str, *options: str) -> None:
         f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder / 'lib'}",
         *options,
     )
-    step = Step(folder / "configured", [HERE / "toolchain.cmake"], options)
+    # CMake does not know of the stubs, against which a library must be linked anew.
+    step = Step(folder.with_suffix(".stamp"), files_below(HERE, "*"), options)
     if step.is_due():
         note(f"configuring native code for {where}")
-        run("cmake", "--fresh", "-S", SOURCES, "-B", folder, *options, env=environment)
+        run("cmake", "-S", SOURCES, "-B", empty(folder), *options, env=environment)
         step.done()
     run("cmake", "--build", folder, env=environment)
 
