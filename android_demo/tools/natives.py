@@ -64,6 +64,7 @@ def _build(folder: Path, where: str, *options: str) -> None:
     # With the environment's cmake and ninja, newer than the system's, and its Python, through which CMake finds ExecuTorch.
     tools = PYTHON.parent if PYTHON.is_file() else Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    cmake = shutil.which("cmake", path=environment["PATH"]) or "cmake"
     options = (
         "-G",
         "Ninja",
@@ -75,9 +76,9 @@ def _build(folder: Path, where: str, *options: str) -> None:
     step = Step(folder.with_suffix(".stamp"), files_below(HERE, "*"), options)
     if step.is_due():
         note(f"configuring native code for {where}")
-        run("cmake", "-S", SOURCES, "-B", empty(folder), *options, env=environment)
+        run(cmake, "-S", SOURCES, "-B", empty(folder), *options, env=environment)
         step.done()
-    run("cmake", "--build", folder, env=environment)
+    run(cmake, "--build", folder, env=environment)
 
 
 def _prepare_sysroot(abi: str) -> Path:
