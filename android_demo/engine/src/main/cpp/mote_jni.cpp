@@ -81,8 +81,12 @@ MOTE_JNI(jlong, openPlugin)(JNIEnv* env, jclass, jbyteArray path) {
   return 0;
 }
 
+/// Also frees what was recorded, which a start without room does.
 MOTE_JNI(void, closePlugin)(JNIEnv*, jclass, jlong library) {
-  if (library != 0) dlclose(reinterpret_cast<void*>(library));
+  if (library == 0) return;
+  auto* start = find<decltype(mote_trace_start)>(library, "mote_trace_start");
+  if (start != nullptr) start(0);
+  dlclose(reinterpret_cast<void*>(library));
 }
 
 /// Whether a recording of up to `capacity` events has begun.
@@ -100,8 +104,8 @@ MOTE_JNI(jlong, stopRecording)(JNIEnv*, jclass, jlong library) {
   return dropped > 0 || recorded > INT64_MAX ? -1 : static_cast<jlong>(recorded);
 }
 
-/// Writes what Route is for to `out`, of as many events from number `first` on as `out` has room for. The number written, -1 for a
-/// buffer that is none.
+/// Writes to `out` what the events from number `first` on say of routes, as many events as `out` has room for. The number of routes
+/// written, -1 for a buffer that is none.
 MOTE_JNI(jint, readRoutes)(JNIEnv* env, jclass, jlong library, jlong first, jobject out) {
   auto* read = find<decltype(mote_trace_read)>(library, "mote_trace_read");
   auto* memory = static_cast<char*>(out == nullptr ? nullptr : env->GetDirectBufferAddress(out));

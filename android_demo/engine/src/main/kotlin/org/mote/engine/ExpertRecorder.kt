@@ -61,7 +61,7 @@ internal class ExpertRecorder private constructor(private val plugin: Long, priv
         return ExpertChoices(moe.layers.sortedArray(), moe.numExperts, topK, tokens, choices)
     }
 
-    override fun close() = MoteJni.closePlugin(plugin)
+    override fun close(): Unit = synchronized(lock) { MoteJni.closePlugin(plugin) }
 
     /** One line of the recording; [rank] is [WHOLE_CALL] where it says that the call had [token] tokens. */
     internal class Record(val layer: Long, val call: Int, val token: Int, val rank: Int, val expert: Int)

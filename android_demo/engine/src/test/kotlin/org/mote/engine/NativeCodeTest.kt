@@ -56,7 +56,19 @@ class NativeCodeTest {
             assertEquals(-1, MoteJni.readRoutes(plugin, 0, ByteBuffer.allocate(24)))
             assertEquals(-1, MoteJni.readRoutes(plugin, -1, ByteBuffer.allocateDirect(24)))
             assertEquals(0, MoteJni.readRoutes(plugin, 0, ByteBuffer.allocateDirect(23)))
+            assertTrue(MoteJni.startRecording(plugin, 50))
+            it.ask(GenerationRequest("x", maxNewTokens = 1))
+            assertEquals("50 are too few for an answer", -1, MoteJni.stopRecording(plugin))
+            assertTrue(MoteJni.startRecording(plugin, 100_000))
+            it.ask(GenerationRequest("x", maxNewTokens = 1))
+            assertTrue(MoteJni.stopRecording(plugin) > 0)
+            val routes = ByteBuffer.allocateDirect(24 * 1000)
+            assertTrue(MoteJni.readRoutes(plugin, 0, routes) in 1..1000)
             MoteJni.closePlugin(plugin)
+            MoteJni.openPlugin(TestData.libraries.path("mote_ort").toByteArray()).let { again ->
+                assertEquals("what was recorded is gone", 0, MoteJni.readRoutes(again, 0, routes))
+                MoteJni.closePlugin(again)
+            }
         }
     }
 
