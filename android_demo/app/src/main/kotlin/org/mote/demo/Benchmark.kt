@@ -17,8 +17,9 @@ import org.mote.engine.MoteSession
 import org.mote.engine.ProfileRecord
 
 /**
- * Measures a model as an app runs it, and writes the record that `mote-profile` reads. It belongs to the process, so that it
- * goes on when its screen is rotated. One at a time; the model of the chat is closed meanwhile. For the main thread.
+ * Measures a model as an app runs it, and writes the record that `mote-profile` reads. It belongs to the process, so
+ * that it goes on when its screen is rotated. One at a time; the model of the chat is closed meanwhile. For the main
+ * thread.
  */
 class Benchmark(private val application: DemoApplication) {
     sealed interface State {
@@ -93,12 +94,16 @@ class Benchmark(private val application: DemoApplication) {
 
     private fun measure(request: BenchmarkRequest): List<Answer> {
         val image = request.image?.let { file -> BitmapImages.decode { file.inputStream() } }
-        val runtime = request.runtime ?: MoteSession.exportedRuntimes(request.model).firstOrNull { application.libraries.has(it) }
-            ?: MoteSession.exportedRuntimes(request.model).firstOrNull()
+        val exported = MoteSession.exportedRuntimes(request.model)
+        val runtime = request.runtime
+            ?: exported.firstOrNull { application.libraries.has(it) }
+            ?: exported.firstOrNull()
             ?: throw MoteException("${request.model} is no folder written by mote-export; push one")
         return MemorySampler().use { sampler ->
-            MoteSession.open(request.model, application.libraries, runtime, EngineOptions(request.threads)).use { session ->
-                val question = GenerationRequest(request.prompt, image, request.maxNewTokens, stopAtEos = request.stopAtEos)
+            val options = EngineOptions(request.threads)
+            MoteSession.open(request.model, application.libraries, runtime, options).use { session ->
+                val question =
+                    GenerationRequest(request.prompt, image, request.maxNewTokens, stopAtEos = request.stopAtEos)
                 val total = request.warmup + request.iterations
                 val answers = ArrayList<Answer>()
                 for (number in 1..total) {

@@ -17,7 +17,7 @@ import org.mote.engine.Answer
  *
  * | extra | type | meaning |
  * |---|---|---|
- * | `model` | `--es` | name of a model in the app (`digits`) or in `files/models` on the shared storage; or a path below `files/models` or `files/mote` there |
+ * | `model` | `--es` | name of a model in the app or in `files/models`; or a path below that or `files/mote` |
  * | `iterations` | `--ei` | measured answers, 1 to 10,000; 5 by default |
  * | `warmup` | `--ei` | answers before them, 0 to 10,000; 1 by default |
  * | `max_new_tokens` | `--ei` | tokens of each answer, 1 to 1,048,576; 64 by default |
@@ -28,11 +28,11 @@ import org.mote.engine.Answer
  * | `stop_at_eos` | `--ez` | whether an answer may end before `max_new_tokens`; false by default |
  * | `output` | `--es` | a name, for `files/benchmarks/NAME`; or a path relative to `files`, whose folder exists |
  *
- * `OUTPUT.status` is one of `running`, `done` and `failed: SENTENCE`; with `done`, `OUTPUT.json` is the record of docs/runner.md.
- * Both appear whole or not at all. `files` is `/sdcard/Android/data/org.mote.demo/files`.
+ * `OUTPUT.status` is one of `running`, `done` and `failed: SENTENCE`; with `done`, `OUTPUT.json` is the record of
+ * docs/runner.md. Both appear whole or not at all. `files` is `/sdcard/Android/data/org.mote.demo/files`.
  *
- * The screen is exported, so any app may send such an intent: it reads models and pictures from the app's own folders only,
- * writes there only, bounds every number, and runs one benchmark at a time.
+ * The screen is exported, so any app may send such an intent: it reads models and pictures from the app's own folders
+ * only, writes there only, bounds every number, and runs one benchmark at a time.
  */
 class BenchmarkActivity : Activity() {
     private val benchmark by lazy { DemoApplication.of(this).benchmark }
@@ -76,12 +76,16 @@ class BenchmarkActivity : Activity() {
                 showRequest(state.request)
                 progress.max = state.total
                 progress.progress = state.answered
-                text.text = if (state.answered == 0) getString(R.string.benchmark_opening)
-                else getString(R.string.benchmark_progress, state.answered, state.total)
+                text.text = if (state.answered == 0) {
+                    getString(R.string.benchmark_opening)
+                } else {
+                    getString(R.string.benchmark_progress, state.answered, state.total)
+                }
             }
             is Benchmark.State.Done -> {
                 showRequest(state.request)
-                text.text = summary(state.answers) + "\n\n" + getString(R.string.benchmark_done, state.request.output.record)
+                text.text =
+                    summary(state.answers) + "\n\n" + getString(R.string.benchmark_done, state.request.output.record)
             }
         }
     }
@@ -89,7 +93,8 @@ class BenchmarkActivity : Activity() {
     private fun showRequest(request: BenchmarkRequest) {
         findViewById<TextView>(R.id.subject).text = request.model.name
         val tokens = resources.getQuantityString(R.plurals.tokens, request.maxNewTokens, request.maxNewTokens)
-        val threads = request.threads?.let { resources.getQuantityString(R.plurals.thread_count, it, it) } ?: getString(R.string.threads_of_runtime)
+        val threads = request.threads?.let { resources.getQuantityString(R.plurals.thread_count, it, it) }
+            ?: getString(R.string.threads_of_runtime)
         val runtime = request.runtime?.let(::nameOf) ?: getString(R.string.runtime_automatic)
         findViewById<TextView>(R.id.setup).text = "$runtime · $threads · $tokens"
     }
@@ -99,7 +104,9 @@ class BenchmarkActivity : Activity() {
         val first = duration(median { it.timings.timeToFirstTokenMs })
         val prefill = getString(R.string.tokens_per_second, digits(median { it.timings.prefillTokensPerSecond }))
         val decode = getString(R.string.tokens_per_second, digits(median { it.timings.decodeTokensPerSecond }))
-        return listOf(R.string.figure_first_token to first, R.string.figure_prefill to prefill, R.string.figure_decode to decode)
+        return listOf(
+            R.string.figure_first_token to first, R.string.figure_prefill to prefill, R.string.figure_decode to decode,
+        )
             .joinToString("\n") { (name, value) -> "${getString(name)}: $value" }
     }
 }

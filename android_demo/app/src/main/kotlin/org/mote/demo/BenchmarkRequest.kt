@@ -39,8 +39,8 @@ class BenchmarkRequest private constructor(
          * @param inside the app's own folder of models.
          * @param outside its folder on the shared storage. Throws [MoteException].
          */
-        fun of(intent: Intent, output: BenchmarkOutput, inside: File, outside: File): BenchmarkRequest = BenchmarkRequest(
-            model = model(intent.text("model") ?: throw MoteException("the extra model is missing; give a model's name or path"), inside, outside),
+        fun of(intent: Intent, output: BenchmarkOutput, inside: File, outside: File) = BenchmarkRequest(
+            model = model(intent.text("model"), inside, outside),
             runtime = intent.text("runtime")?.let(::runtime),
             iterations = intent.number("iterations", 1..MAX_ITERATIONS) ?: 5,
             warmup = intent.number("warmup", 0..MAX_ITERATIONS) ?: 1,
@@ -52,7 +52,8 @@ class BenchmarkRequest private constructor(
             output = output,
         )
 
-        private fun model(text: String, inside: File, outside: File): File {
+        private fun model(text: String?, inside: File, outside: File): File {
+            if (text == null) throw MoteException("the extra model is missing; give a model's name or path")
             val pushed = File(outside, "models")
             if (PLAIN_NAME.matches(text)) {
                 return listOf(File(inside, text), File(pushed, text)).firstOrNull { it.isDirectory }
@@ -73,12 +74,16 @@ class BenchmarkRequest private constructor(
         }
 
         private fun runtime(id: String): Runtime = Runtime.entries.firstOrNull { it.id == id }
-            ?: throw MoteException("the extra runtime is $id; expected ${Runtime.entries.joinToString(" or ") { it.id }}")
+            ?: throw MoteException(
+                "the extra runtime is $id; expected ${Runtime.entries.joinToString(" or ") { it.id }}",
+            )
 
         private fun Intent.text(name: String): String? {
             val text = getStringExtra(name)
             if (text == null && hasExtra(name)) throw MoteException("the extra $name is no text; give it with --es")
-            if (text != null && text.length > MAX_TEXT) throw MoteException("the extra $name has ${text.length} characters; expected at most $MAX_TEXT")
+            if (text != null && text.length > MAX_TEXT) {
+                throw MoteException("the extra $name has ${text.length} characters; expected at most $MAX_TEXT")
+            }
             return text
         }
 
@@ -87,7 +92,9 @@ class BenchmarkRequest private constructor(
             val number = getIntExtra(name, Int.MIN_VALUE)
             // No range begins that low, so this is the answer for an extra of another type.
             if (number == Int.MIN_VALUE) throw MoteException("the extra $name is no integer; give it with --ei")
-            if (number !in range) throw MoteException("the extra $name is $number; expected ${range.first} to ${range.last}")
+            if (number !in range) {
+                throw MoteException("the extra $name is $number; expected ${range.first} to ${range.last}")
+            }
             return number
         }
     }
@@ -106,20 +113,24 @@ class BenchmarkOutput private constructor(base: File) {
         fun default(outside: File) = BenchmarkOutput(File(outside, "benchmarks/$DEFAULT"))
 
         /**
-         * A bare name is a file in `benchmarks`, which is made; a path is relative to [outside], and its folder must be there.
-         * Throws [MoteException].
+         * A bare name is a file in `benchmarks`, which is made; a path is relative to [outside], and its folder must be
+         * there. Throws [MoteException].
          */
         fun of(intent: Intent, outside: File): BenchmarkOutput {
             val text = intent.getStringExtra("output") ?: DEFAULT
             val parts = text.split('/')
             if (text.length > 200 || !parts.all(NAME::matches) || ".." in text) {
-                throw MoteException("the extra output is ${text.take(200)}; expected a name, or a path of such below the app's folder")
+                throw MoteException(
+                    "the extra output is ${text.take(200)}; expected a name, or a path of such below the app's folder",
+                )
             }
             if (parts.size == 1) return BenchmarkOutput(File(outside, "benchmarks/$text"))
             val base = File(outside, text)
             val folder = checkNotNull(base.parentFile)
             if (!folder.isDirectory || !folder.canonicalFile.startsWith(outside.canonicalFile)) {
-                throw MoteException("the extra output is $text, but $folder is no folder below the app's own; make it first")
+                throw MoteException(
+                    "the extra output is $text, but $folder is no folder below the app's own; make it first",
+                )
             }
             return BenchmarkOutput(base)
         }

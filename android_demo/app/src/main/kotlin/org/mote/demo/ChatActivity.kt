@@ -14,17 +14,16 @@ import android.widget.LinearLayout
 import android.widget.ListView
 import android.widget.TextView
 import android.widget.Toast
-import java.io.InputStream
-import org.mote.demo.data.Picture
 import org.mote.demo.data.Turn
 import org.mote.demo.ui.dp
 import org.mote.demo.ui.drawEdgeToEdge
 import org.mote.demo.ui.isShown
 import org.mote.demo.ui.onEdges
 import org.mote.demo.ui.roundCorners
-import org.mote.engine.MoteException
 
-/** Ask about a picture and watch the answer come. What it shows lives in [DemoApplication]; it keeps only what is typed. */
+/**
+ * Ask about a picture and watch the answer come. What it shows lives in [DemoApplication]; it keeps only what is typed.
+ */
 class ChatActivity : Activity(), Conversation.Observer {
     private val application by lazy { DemoApplication.of(this) }
     private val conversation get() = application.conversation
@@ -36,12 +35,14 @@ class ChatActivity : Activity(), Conversation.Observer {
     private val adapter by lazy { TurnAdapter(application, ::openDetails) }
     private val onModelState = { _: LoadedModel.State -> showModel() }
     private val onModels = ::onModelsChanged
+    private val onPicture = { problem: String? -> problem?.let(::say) ?: showPictures() }
 
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
         setContentView(R.layout.activity_chat)
         drawEdgeToEdge()
-        findViewById<View>(R.id.screen).let { screen -> screen.onEdges { screen.setPadding(it.left, it.top, it.right, it.bottom) } }
+        val screen = findViewById<View>(R.id.screen)
+        screen.onEdges { screen.setPadding(it.left, it.top, it.right, it.bottom) }
         list = findViewById(R.id.turns)
         list.adapter = adapter
         question = findViewById(R.id.question)
@@ -49,10 +50,17 @@ class ChatActivity : Activity(), Conversation.Observer {
             (action == EditorInfo.IME_ACTION_SEND).also { if (it) ask(question.text.toString()) }
         }
         strip = PictureStrip(
-            findViewById(R.id.pictures), application.pictures, application.thumbnails, ::openCamera, ::openGallery, ::choose,
+            findViewById(R.id.pictures),
+            application.pictures,
+            application.thumbnails,
+            ::openCamera,
+            ::openGallery,
+            application.pictureChoice::choose,
         )
         findViewById<View>(R.id.preview).roundCorners(28f)
-        findViewById<View>(R.id.send).setOnClickListener { if (conversation.isRunning) conversation.stop() else ask(question.text.toString()) }
+        findViewById<View>(R.id.send).setOnClickListener {
+            if (conversation.isRunning) conversation.stop() else ask(question.text.toString())
+        }
         findViewById<View>(R.id.model).setOnClickListener { start(ModelsActivity::class.java) }
         findViewById<View>(R.id.new_chat).setOnClickListener { conversation.startNew() }
         findViewById<View>(R.id.history).setOnClickListener { start(HistoryActivity::class.java) }
@@ -66,6 +74,7 @@ class ChatActivity : Activity(), Conversation.Observer {
         conversation.observe(this)
         application.loadedModel.observe(onModelState)
         library.observe(onModels)
+        application.pictureChoice.observe(onPicture)
         library.refresh()
         showPictures()
         onChatChanged()
@@ -76,6 +85,7 @@ class ChatActivity : Activity(), Conversation.Observer {
         conversation.unobserve(this)
         application.loadedModel.unobserve(onModelState)
         library.unobserve(onModels)
+        application.pictureChoice.unobserve(onPicture)
         conversation.save()
         super.onStop()
     }
@@ -104,30 +114,23 @@ class ChatActivity : Activity(), Conversation.Observer {
         if (key != null && !conversation.isRunning) application.loadedModel.require(key)
         showModel()
         showPictures()
+        library.takeMessage()?.let(::say)
     }
 
     private fun ask(text: String) {
         val key = library.keyOf(library.current)
         if (text.isBlank() || conversation.isRunning) return
         if (key == null) {
-            Toast.makeText(this, library.current?.problem ?: getString(R.string.choose_model), Toast.LENGTH_LONG).show()
-            return
+            return say(library.current?.problem ?: getString(R.string.choose_model))
         }
         application.loadedModel.require(key)
-        conversation.ask(text.trim(), if (takesPictures()) picture() else null)
+        conversation.ask(text.trim(), application.pictureChoice.current.takeIf { takesPictures() })
         question.setText("")
         getSystemService(InputMethodManager::class.java).hideSoftInputFromWindow(question.windowToken, 0)
     }
 
     /** Whether the model wants a picture; until one is known, as the demo model. */
     private fun takesPictures(): Boolean = library.current?.manifest?.let { it.image != null } ?: true
-
-    private fun picture(): Picture = application.pictures.find(application.settings.picture)
-
-    private fun choose(picture: Picture) {
-        application.settings.picture = picture.key
-        showPictures()
-    }
 
     private fun showPictures() {
         val shown = takesPictures()
@@ -136,9 +139,10 @@ class ChatActivity : Activity(), Conversation.Observer {
         findViewById<TextView>(R.id.empty_text).setText(if (shown) R.string.empty_text else R.string.empty_text_text)
         question.setHint(if (shown) R.string.question_hint else R.string.question_hint_text)
         if (!shown) return
-        strip.show(picture())
+        val picture = application.pictureChoice.current
+        strip.show(picture)
         val preview = findViewById<ImageView>(R.id.preview)
-        application.thumbnails.show(preview, picture(), dp(176), application.pictures)
+        application.thumbnails.show(preview, picture, dp(176), application.pictures)
     }
 
     private fun showSuggestions() {
@@ -167,15 +171,17 @@ class ChatActivity : Activity(), Conversation.Observer {
     }
 
     private fun modelState(): String {
-        library.progress?.let { return getString(R.string.model_installing, it.bytes * 100 / it.total) }
-        library.message?.let { return it }
+        val model = library.current
+        if (model == null) {
+            library.progress?.let { return getString(R.string.model_installing, it.bytes * 100 / it.total) }
+            return getString(if (library.models == null) R.string.model_loading else R.string.choose_model)
+        }
+        model.problem?.let { return it }
         return when (val state = application.loadedModel.state) {
-            is LoadedModel.State.Opening -> getString(R.string.model_loading)
+            is LoadedModel.State.Opening, LoadedModel.State.Closed -> getString(R.string.model_loading)
             is LoadedModel.State.Failed -> getString(R.string.model_failed)
             is LoadedModel.State.Ready ->
                 getString(R.string.model_ready, nameOf(state.session.runtime), duration(state.session.loadMs))
-            is LoadedModel.State.Closed ->
-                library.current?.problem ?: if (library.current == null) getString(R.string.choose_model) else getString(R.string.model_loading)
         }
     }
 
@@ -186,30 +192,25 @@ class ChatActivity : Activity(), Conversation.Observer {
     private fun startForPicture(intent: Intent, request: Int, missing: Int) = try {
         startActivityForResult(intent, request)
     } catch (_: ActivityNotFoundException) {
-        Toast.makeText(this, missing, Toast.LENGTH_LONG).show()
+        say(getString(missing))
     }
 
     override fun onActivityResult(requestCode: Int, resultCode: Int, data: Intent?) {
         super.onActivityResult(requestCode, resultCode, data)
         if (resultCode != RESULT_OK) return
         when (requestCode) {
-            PictureIntents.CAMERA -> PictureIntents.photo(this).let { takeIn(it::inputStream) }
-            PictureIntents.GALLERY -> PictureIntents.chosen(data)?.let { uri -> takeIn { contentResolver.openInputStream(uri) } }
-        }
-    }
-
-    private fun takeIn(open: () -> InputStream?) = application.io.execute {
-        val taken = try {
-            Result.success(application.pictures.takeIn(open))
-        } catch (error: MoteException) {
-            Result.failure(error)
-        }
-        application.main.execute {
-            taken.onSuccess { choose(it) }.onFailure { Toast.makeText(this, it.message, Toast.LENGTH_LONG).show() }
+            PictureIntents.CAMERA -> application.pictureChoice.takeIn(PictureIntents.photo(this)::inputStream)
+            PictureIntents.GALLERY -> {
+                val uri = PictureIntents.chosen(data) ?: return
+                val resolver = applicationContext.contentResolver // which outlives this screen
+                application.pictureChoice.takeIn { resolver.openInputStream(uri) }
+            }
         }
     }
 
     private fun openDetails(turn: Turn) = startActivity(DetailsActivity.intent(this, conversation.chat.id, turn))
+
+    private fun say(sentence: String) = Toast.makeText(this, sentence, Toast.LENGTH_LONG).show()
 
     private fun start(screen: Class<out Activity>) = startActivity(Intent(this, screen))
 

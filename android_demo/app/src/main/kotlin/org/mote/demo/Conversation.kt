@@ -23,8 +23,8 @@ import org.mote.engine.ProfileRecord
 import org.mote.engine.RgbImage
 
 /**
- * The chat that is shown and the answer that runs in it. It belongs to the process, not to a screen: an answer goes on through
- * rotation and behind other screens, and is on disk when it ends.
+ * The chat that is shown and the answer that runs in it. It belongs to the process, not to a screen: an answer goes on
+ * through rotation and behind other screens, and is on disk when it ends.
  *
  * For the main thread. Files are written on [io].
  *
@@ -122,7 +122,12 @@ class Conversation(
                 prepared.onFailure { fail(now, sentenceOf(it)) }.onSuccess {
                     now.turn.picture = it?.name
                     now.request = GenerationRequest(
-                        question, it?.image, maxNewTokens, temperature, seed = now.turn.id.toLong(), recordExperts = true,
+                        question,
+                        it?.image,
+                        maxNewTokens,
+                        temperature,
+                        seed = now.turn.id.toLong(),
+                        recordExperts = true,
                     )
                     save()
                     turnChanged(now.turn)
@@ -176,7 +181,9 @@ class Conversation(
 
             override fun onFinished(answer: Answer) {
                 val images = if (request.image == null) 0 else 1
-                val record = ProfileRecord.toJson(session, listOf(answer), "mote-android $version", 0, listOf(answer.memory), images)
+                val record = ProfileRecord.toJson(
+                    session, listOf(answer), "mote-android $version", 0, listOf(answer.memory), images,
+                )
                 val experts = answer.experts?.let { ExpertMap.of(it).toJson() }
                 main.execute { finish(now, answer, record, experts) }
             }
@@ -244,7 +251,9 @@ class Conversation(
             else -> throw error
         }
 
-        /** A full disk must not cost the answer on the screen; that it is not in the history later shows soon enough. */
+        /**
+         * A full disk must not cost the answer on the screen; that it is not in the history later shows soon enough.
+         */
         fun quietly(write: () -> Unit) = try {
             write()
         } catch (error: IOException) {

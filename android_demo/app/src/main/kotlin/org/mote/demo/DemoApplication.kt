@@ -31,6 +31,7 @@ class DemoApplication : Application() {
 
     val settings by lazy { Settings(this) }
     val pictures by lazy { Pictures(this) }
+    val pictureChoice by lazy { PictureChoice(pictures, settings, io, main) }
     val chats by lazy { ChatStore(File(filesDir, "chats")) }
     val models by lazy { ModelStore(File(filesDir, "models")) { getExternalFilesDir("models") } }
     val libraries by lazy { NativeLibraries(File(applicationInfo.nativeLibraryDir)) }

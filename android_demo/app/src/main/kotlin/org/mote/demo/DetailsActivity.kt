@@ -7,6 +7,7 @@ import android.content.Intent
 import android.os.Bundle
 import android.view.View
 import android.widget.TextView
+import android.widget.Toast
 import java.io.File
 import java.io.IOException
 import org.json.JSONException
@@ -18,7 +19,9 @@ import org.mote.demo.data.readBounded
 import org.mote.demo.ui.fitScreen
 import org.mote.demo.ui.isShown
 
-/** What an answer cost, and which experts made it: read from what was kept with it, so that old answers have it as well. */
+/**
+ * What an answer cost, and which experts made it: read from what was kept with it, so that old answers have it as well.
+ */
 class DetailsActivity : Activity() {
     private val application by lazy { DemoApplication.of(this) }
     private var showsExperts = true
@@ -91,7 +94,12 @@ class DetailsActivity : Activity() {
         val record = record() ?: return
         application.io.execute {
             val name = "mote-profile.json"
-            record.copyTo(File(SharedFilesProvider.folder(this, SharedFilesProvider.SHARE), name), overwrite = true)
+            try {
+                record.copyTo(File(SharedFilesProvider.folder(this, SharedFilesProvider.SHARE), name), overwrite = true)
+            } catch (_: IOException) { // a full disk, or the chat was deleted meanwhile
+                application.main.execute { Toast.makeText(this, R.string.share_failed, Toast.LENGTH_LONG).show() }
+                return@execute
+            }
             val uri = SharedFilesProvider.uri(SharedFilesProvider.SHARE, name)
             val send = Intent(Intent.ACTION_SEND)
                 .setType("application/json")
@@ -99,7 +107,8 @@ class DetailsActivity : Activity() {
                 .putExtra(Intent.EXTRA_SUBJECT, getString(R.string.share_subject, title))
                 .addFlags(Intent.FLAG_GRANT_READ_URI_PERMISSION)
             send.clipData = ClipData.newRawUri(name, uri)
-            application.main.execute { if (!isDestroyed) startActivity(Intent.createChooser(send, getString(R.string.share_profile))) }
+            val chooser = Intent.createChooser(send, getString(R.string.share_profile))
+            application.main.execute { if (!isDestroyed) startActivity(chooser) }
         }
     }
 

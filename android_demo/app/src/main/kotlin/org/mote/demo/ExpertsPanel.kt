@@ -15,14 +15,18 @@ import org.mote.demo.ui.ExpertLoadView
 import org.mote.demo.ui.dp
 import org.mote.engine.TokenKind
 
-/** The experts of one answer, in `layout/panel_experts.xml`: the grid, the field that was tapped, and the load of each layer. */
+/**
+ * The experts of one answer, in `layout/panel_experts.xml`: the grid, the field that was tapped, and the load of each
+ * layer.
+ */
 internal class ExpertsPanel(private val panel: View) {
     private val context = panel.context
     private lateinit var map: ExpertMap
 
     fun show(map: ExpertMap) {
         this.map = map
-        panel.findViewById<TextView>(R.id.experts_intro).text = context.getString(R.string.experts_intro, map.numExperts, map.topK)
+        panel.findViewById<TextView>(R.id.experts_intro).text =
+            context.getString(R.string.experts_intro, map.numExperts, map.topK)
         showGrid()
         showKinds()
         showLoads()
@@ -67,7 +71,9 @@ internal class ExpertsPanel(private val panel: View) {
             if (kind !in map.kinds) continue
             val start = legend.length
             legend.append("▬ ")
-            legend.setSpan(ForegroundColorSpan(context.getColor(color)), start, legend.length, Spanned.SPAN_EXCLUSIVE_EXCLUSIVE)
+            legend.setSpan(
+                ForegroundColorSpan(context.getColor(color)), start, legend.length, Spanned.SPAN_EXCLUSIVE_EXCLUSIVE,
+            )
             legend.append(nameOf(kind)).append("     ")
         }
         panel.findViewById<TextView>(R.id.kinds).text = legend
@@ -75,15 +81,17 @@ internal class ExpertsPanel(private val panel: View) {
 
     private fun showCell(layerIndex: Int, token: Int) {
         val layer = context.getString(R.string.layer, map.layers[layerIndex])
-        val kind = nameOf(map.kinds[token])
         panel.findViewById<TextView>(R.id.cell_title).text =
-            if (map.kinds[token] == TokenKind.IMAGE) context.getString(R.string.cell_title_image, label(token))
-            else context.getString(R.string.cell_title, label(token), kind)
+            if (map.kinds[token] == TokenKind.IMAGE) label(token)
+            else context.getString(R.string.cell_title, label(token), nameOf(map.kinds[token]))
         val experts = map.experts(layerIndex, token)
         val load = map.load(layerIndex)
-        panel.findViewById<TextView>(R.id.cell_text).text =
-            if (experts[0] < 0) context.getString(R.string.cell_unknown, token + 1, layer)
-            else context.getString(R.string.cell_text, token + 1, layer, experts.joinToString(), experts.joinToString { percent(load[it]) })
+        panel.findViewById<TextView>(R.id.cell_text).text = if (experts[0] < 0) {
+            context.getString(R.string.cell_unknown, token + 1, layer)
+        } else {
+            val shares = experts.joinToString { percent(load[it]) }
+            context.getString(R.string.cell_text, token + 1, layer, experts.joinToString(), shares)
+        }
     }
 
     private fun showLoads() {
@@ -97,7 +105,9 @@ internal class ExpertsPanel(private val panel: View) {
             name.setPadding(0, if (index == 0) 0 else context.dp(10), 0, context.dp(4))
             val bars = ExpertLoadView(context)
             bars.show(shares)
-            val parts = shares.withIndex().joinToString { (expert, share) -> context.getString(R.string.load_part, expert, percent(share)) }
+            val parts = shares.withIndex().joinToString { (expert, share) ->
+                context.getString(R.string.load_part, expert, percent(share))
+            }
             bars.contentDescription = context.getString(R.string.load_description, layer, parts)
             loads.addView(name)
             loads.addView(bars)
@@ -133,9 +143,12 @@ internal class ExpertsPanel(private val panel: View) {
     private fun describe(token: Int): String {
         val choices = map.layers.withIndex().joinToString(" ") { (index, layer) ->
             val experts = map.experts(index, token).filter { it >= 0 }
-            context.getString(R.string.token_layer, layer, experts.joinToString().ifEmpty { context.getString(R.string.unknown) })
+            context.getString(
+                R.string.token_layer, layer, experts.joinToString().ifEmpty { context.getString(R.string.unknown) },
+            )
         }
-        return context.getString(R.string.token_description, token + 1, label(token), nameOf(map.kinds[token])) + " " + choices
+        val name = context.getString(R.string.token_description, token + 1, label(token), nameOf(map.kinds[token]))
+        return "$name $choices"
     }
 
     private companion object {

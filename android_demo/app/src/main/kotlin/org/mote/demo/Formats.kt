@@ -10,7 +10,11 @@ internal fun Context.bytes(bytes: Long): String = Formatter.formatShortFileSize(
 
 /** A duration with as many digits as are worth reading. */
 internal fun Context.duration(milliseconds: Double): String =
-    if (milliseconds < 1000) getString(R.string.milliseconds, digits(milliseconds)) else getString(R.string.seconds, digits(milliseconds / 1000))
+    if (milliseconds < 1000) {
+        getString(R.string.milliseconds, digits(milliseconds))
+    } else {
+        getString(R.string.seconds, digits(milliseconds / 1000))
+    }
 
 /** Three significant digits or so. */
 internal fun digits(value: Double): String {

@@ -9,11 +9,17 @@ import org.mote.engine.NativeLibraries
 import org.mote.engine.Runtime
 
 /**
- * The one model that is open. It belongs to the process, so that it and a running answer survive rotation and change of screens.
+ * The one model that is open. It belongs to the process, so that it and a running answer survive rotation and change of
+ * screens.
  *
- * For the main thread; opening and closing happen on [loader], one after the other, so that there are never two models in memory.
+ * For the main thread; opening and closing happen on [loader], one after the other, so that there are never two models
+ * in memory.
  */
-class LoadedModel(private val libraries: () -> NativeLibraries, private val loader: Executor, private val main: Executor) {
+class LoadedModel(
+    private val libraries: () -> NativeLibraries,
+    private val loader: Executor,
+    private val main: Executor,
+) {
     /** What is to be opened, and how. */
     data class Key(val folder: File, val runtime: Runtime, val threads: Int?)
 
@@ -81,7 +87,9 @@ class LoadedModel(private val libraries: () -> NativeLibraries, private val load
         (state as? State.Ready)?.session?.trimMemory()
     }
 
-    /** The sums of a large model take seconds, so they are compared once in a process for each time that it was written. */
+    /**
+     * The sums of a large model take seconds, so they are compared once in a process for each time that it was written.
+     */
     private fun openChecked(key: Key): MoteSession {
         val stamp = key.folder to (key.folder.walkTopDown().maxOfOrNull { it.lastModified() } ?: 0)
         val options = EngineOptions(key.threads, verify = stamp !in verified)

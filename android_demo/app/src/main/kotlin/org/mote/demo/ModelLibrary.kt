@@ -18,7 +18,8 @@ import org.mote.engine.MoteException
 import org.mote.engine.Runtime
 
 /**
- * The models as the screens see them: which there are, which is in use, and a copy that is under way. For the main thread.
+ * The models as the screens see them: which there are, which is in use, and a copy that is under way. For the main
+ * thread.
  *
  * @param io reads folders.
  * @param copier copies models, which takes longer.
@@ -39,9 +40,7 @@ class ModelLibrary(
     var progress: CopyProgress? = null
         private set
 
-    /** What the last copy ended with, for the user; null: nothing to say. */
-    var message: String? = null
-        private set
+    private var message: String? = null
 
     /** The model in use: the chosen one if it is there, else the first that can be used. */
     val current: Model?
@@ -61,7 +60,9 @@ class ModelLibrary(
         observers -= observer
     }
 
-    /** Looks at the folders again; unpacks the bundled model where it is missing, or where the app brings another one. */
+    /**
+     * Looks at the folders again; unpacks the bundled model where it is missing, or where the app brings another one.
+     */
     fun refresh() {
         io.execute {
             val isOutdated = isBundledOutdated()
@@ -69,17 +70,23 @@ class ModelLibrary(
             main.execute {
                 models = found
                 changed()
-                val isMissing = found.none { it.origin == Model.Origin.BUNDLED } && (settings.wantsBundled || found.isEmpty())
+                val isMissing =
+                    found.none { it.origin == Model.Origin.BUNDLED } && (settings.wantsBundled || found.isEmpty())
                 if (progress == null && (isOutdated || isMissing)) unpackBundled()
             }
         }
     }
 
-    /** How to open a model with the user's settings; null if there is no such model, or none of its exports can be used. */
+    /**
+     * How to open a model with the user's settings; null if there is no such model, or none of its exports can be used.
+     */
     fun keyOf(model: Model?): LoadedModel.Key? {
         val runtimes = model?.runtimes.orEmpty()
-        // What was chosen is taken even if its libraries are missing: the engine's sentence says more than a silent other choice.
-        val runtime = settings.runtime?.takeIf { it in runtimes } ?: runtimes.firstOrNull(application.libraries::has) ?: runtimes.firstOrNull()
+        // What was chosen is taken even if its libraries are missing: the engine's sentence says more than a silent
+        // other choice.
+        val runtime = settings.runtime?.takeIf { it in runtimes }
+            ?: runtimes.firstOrNull(application.libraries::has)
+            ?: runtimes.firstOrNull()
         return if (model == null || runtime == null) null else LoadedModel.Key(model.folder, runtime, settings.threads)
     }
 
@@ -104,10 +111,8 @@ class ModelLibrary(
         cancel?.set(true)
     }
 
-    /** The user has seen [message]. */
-    fun clearMessage() {
-        message = null
-    }
+    /** What the last copy ended with, for the user, once; null: nothing to say. */
+    fun takeMessage(): String? = message.also { message = null }
 
     private fun unpackBundled() = copy(replaces = true) {
         try {
@@ -144,10 +149,13 @@ class ModelLibrary(
     private fun copyChecked(source: ModelSource, replaces: Boolean, stop: AtomicBoolean): File {
         store.removeUnfinished()
         val target = store.folderOf(source.name)
-        if (target.exists() && !replaces) throw MoteException(application.getString(R.string.import_exists, source.name))
+        if (target.exists() && !replaces) {
+            throw MoteException(application.getString(R.string.import_exists, source.name))
+        }
         val free = store.inside.apply { mkdirs() }.usableSpace
         if (source.bytes + MARGIN > free) {
-            throw MoteException(application.getString(R.string.import_no_space, application.bytes(source.bytes), application.bytes(free)))
+            val (needed, left) = listOf(source.bytes, free).map(application::bytes)
+            throw MoteException(application.getString(R.string.import_no_space, needed, left))
         }
         copyModel(source, target, stop::get) { main.execute { progressed(it) } }
         return target
@@ -169,7 +177,8 @@ class ModelLibrary(
             message = when (it) {
                 is MoteException -> it.message
                 is CancellationException -> null
-                is IOException -> application.getString(if (bundled) R.string.asset_failed else R.string.import_failed, it.message)
+                is IOException ->
+                    application.getString(if (bundled) R.string.asset_failed else R.string.import_failed, it.message)
                 else -> application.getString(R.string.import_failed, it.javaClass.simpleName)
             }
         }

@@ -32,7 +32,8 @@ class ModelsActivity : Activity() {
         val footer = layoutInflater.inflate(R.layout.models_footer, list, false)
         footer.findViewById<View>(R.id.import_folder).setOnClickListener { chooseFolder() }
         // As adb knows it, whatever the app itself calls it.
-        footer.findViewById<TextView>(R.id.adb_hint).text = getString(R.string.adb_hint, "/sdcard/Android/data/$packageName/files/models")
+        footer.findViewById<TextView>(R.id.adb_hint).text =
+            getString(R.string.adb_hint, "/sdcard/Android/data/$packageName/files/models")
         list.addFooterView(footer, null, false)
         list.adapter = adapter
         fitScreen(findViewById(R.id.screen), list)
@@ -64,24 +65,20 @@ class ModelsActivity : Activity() {
             }
             findViewById<ProgressBar>(R.id.copying_progress).progress = (progress.bytes * 1000 / progress.total).toInt()
         }
-        library.message?.let {
-            library.clearMessage()
-            Toast.makeText(this, it, Toast.LENGTH_LONG).show()
-        }
+        library.takeMessage()?.let(::say)
     }
 
     private fun choose(model: Model) {
+        val key = library.keyOf(model) ?: return say(model.problem.orEmpty())
         library.choose(model)
-        library.keyOf(model)?.let {
-            application.conversation.stop()
-            application.loadedModel.require(it)
-        }
+        application.conversation.stop()
+        application.loadedModel.require(key)
     }
 
     private fun chooseFolder() = try {
         startActivityForResult(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), FOLDER)
     } catch (_: ActivityNotFoundException) {
-        Toast.makeText(this, R.string.no_gallery, Toast.LENGTH_LONG).show()
+        say(getString(R.string.no_folders))
     }
 
     override fun onActivityResult(requestCode: Int, resultCode: Int, data: Intent?) {
@@ -97,6 +94,8 @@ class ModelsActivity : Activity() {
             .setPositiveButton(R.string.delete) { _, _ -> library.delete(model) }
             .show()
     }
+
+    private fun say(sentence: String) = Toast.makeText(this, sentence, Toast.LENGTH_LONG).show()
 
     private inner class ModelAdapter : BaseAdapter() {
         private val models get() = library.models.orEmpty()
@@ -119,7 +118,8 @@ class ModelsActivity : Activity() {
                 Model.Origin.PUSHED -> R.string.model_pushed
             }
             val runtimes = model.runtimes.joinToString { nameOf(it) }.ifEmpty { getString(R.string.none) }
-            view.findViewById<TextView>(R.id.facts).text = getString(R.string.model_facts, getString(origin), bytes(model.bytes), runtimes)
+            view.findViewById<TextView>(R.id.facts).text =
+                getString(R.string.model_facts, getString(origin), bytes(model.bytes), runtimes)
             showLine(view.findViewById(R.id.experts), experts(model))
             showLine(view.findViewById(R.id.problem), model.problem ?: failure(model))
             view.findViewById<View>(R.id.chosen).isShown(model === library.current)
@@ -144,7 +144,8 @@ class ModelsActivity : Activity() {
 
         /** What only opening it showed. */
         private fun failure(model: Model): String? =
-            (application.loadedModel.state as? LoadedModel.State.Failed)?.takeIf { it.key.folder == model.folder }?.sentence
+            (application.loadedModel.state as? LoadedModel.State.Failed)
+                ?.takeIf { it.key.folder == model.folder }?.sentence
     }
 
     private companion object {

@@ -14,7 +14,8 @@ internal class PerformancePanel(private val panel: View) {
     private val context = panel.context
 
     fun show(profile: AnswerProfile) {
-        panel.findViewById<TextView>(R.id.total).text = context.getString(R.string.answered_in, context.duration(profile.totalMs))
+        panel.findViewById<TextView>(R.id.total).text =
+            context.getString(R.string.answered_in, context.duration(profile.totalMs))
         panel.findViewById<TextView>(R.id.setup).text = setup(profile)
         panel.findViewById<TimelineView>(R.id.timeline).show(stages(profile))
         val grid = panel.findViewById<GridLayout>(R.id.figures)
@@ -23,7 +24,8 @@ internal class PerformancePanel(private val panel: View) {
     }
 
     private fun setup(profile: AnswerProfile): String {
-        val runtime = Runtime.entries.firstOrNull { it.id == profile.runtime }?.let { context.nameOf(it) } ?: profile.runtime
+        val runtime =
+            Runtime.entries.firstOrNull { it.id == profile.runtime }?.let { context.nameOf(it) } ?: profile.runtime
         val threads = profile.threads?.let { context.resources.getQuantityString(R.plurals.thread_count, it, it) }
             ?: context.getString(R.string.threads_of_runtime)
         return "$runtime ${profile.runtimeVersion} · $threads"
@@ -54,7 +56,8 @@ internal class PerformancePanel(private val panel: View) {
             R.string.figure_anonymous to context.bytes(profile.anonymousBytes),
             R.string.figure_file to context.bytes(profile.fileBytes),
             R.string.figure_load to time(profile.loadMs),
-            R.string.figure_tokens to context.getString(R.string.tokens_sum, profile.promptTokens, profile.generatedTokens),
+            R.string.figure_tokens to
+                context.getString(R.string.tokens_sum, profile.promptTokens, profile.generatedTokens),
         )
     }
 

@@ -27,12 +27,16 @@ internal class PictureStrip(
         strip.removeAllViews()
         add(button(R.drawable.ic_camera, R.string.take_photo, onCamera))
         add(button(R.drawable.ic_gallery, R.string.pick_picture, onGallery))
-        for (picture in listOfNotNull(pictures.own) + pictures.samples) add(thumbnail(picture, picture.key == chosen.key))
+        for (picture in listOfNotNull(pictures.own) + pictures.samples) {
+            add(thumbnail(picture, picture.key == chosen.key))
+        }
     }
 
     private fun add(view: View) {
         val gap = context.dp(4)
-        strip.addView(view, LinearLayout.LayoutParams(side + 2 * gap, side + 2 * gap).apply { setMargins(0, 0, gap / 2, gap / 2) })
+        val place = LinearLayout.LayoutParams(side + 2 * gap, side + 2 * gap)
+        place.setMargins(0, 0, gap / 2, gap / 2)
+        strip.addView(view, place)
     }
 
     private fun button(icon: Int, label: Int, action: () -> Unit): View = FrameLayout(context).apply {
@@ -41,7 +45,7 @@ internal class PictureStrip(
         button.setBackgroundResource(R.drawable.picture_button)
         button.contentDescription = context.getString(label)
         button.setOnClickListener { action() }
-        addView(button, inner())
+        addView(button, inset(4))
     }
 
     private fun thumbnail(picture: Picture, isChosen: Boolean): View = FrameLayout(context).apply {
@@ -50,7 +54,7 @@ internal class PictureStrip(
         image.roundCorners(if (isChosen) 11f else 14f)
         image.importantForAccessibility = View.IMPORTANT_FOR_ACCESSIBILITY_NO
         thumbnails.show(image, picture, context.dp(176), pictures)
-        addView(image, inner().apply { if (isChosen) setMargins(context.dp(6), context.dp(6), context.dp(6), context.dp(6)) })
+        addView(image, inset(if (isChosen) 6 else 4)) // room for the ring
         if (isChosen) foreground = context.getDrawable(R.drawable.thumb_ring)
         val name = when (picture) {
             is Picture.Sample -> context.getString(R.string.sample_picture, picture.description)
@@ -62,9 +66,10 @@ internal class PictureStrip(
         setOnClickListener { onChosen(picture) }
     }
 
-    private fun inner() = FrameLayout.LayoutParams(ViewGroup.LayoutParams.MATCH_PARENT, ViewGroup.LayoutParams.MATCH_PARENT).apply {
-        val gap = context.dp(4)
-        setMargins(gap, gap, gap, gap)
+    private fun inset(dp: Int): FrameLayout.LayoutParams {
+        val gap = context.dp(dp)
+        return FrameLayout.LayoutParams(ViewGroup.LayoutParams.MATCH_PARENT, ViewGroup.LayoutParams.MATCH_PARENT)
+            .apply { setMargins(gap, gap, gap, gap) }
     }
 }
 

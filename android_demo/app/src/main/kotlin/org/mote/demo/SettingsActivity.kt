@@ -75,7 +75,15 @@ class SettingsActivity : Activity() {
         { String.format(Locale.getDefault(), "%.1f", it * Settings.TEMPERATURE_STEP) },
     ) { settings.temperature = it * Settings.TEMPERATURE_STEP }
 
-    private fun showSlider(card: View, name: Int, note: Int, last: Int, now: Int, text: (Int) -> String, keep: (Int) -> Unit) {
+    private fun showSlider(
+        card: View,
+        name: Int,
+        note: Int,
+        last: Int,
+        now: Int,
+        text: (Int) -> String,
+        keep: (Int) -> Unit,
+    ) {
         card.findViewById<TextView>(R.id.name).setText(name)
         card.findViewById<TextView>(R.id.note).setText(note)
         val value = card.findViewById<TextView>(R.id.value)

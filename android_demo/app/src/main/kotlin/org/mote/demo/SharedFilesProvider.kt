@@ -12,8 +12,8 @@ import java.io.File
 import java.io.FileNotFoundException
 
 /**
- * Single files for other apps, each of which is granted the one it is sent: `content://AUTHORITY/share/NAME` to read, and
- * `content://AUTHORITY/camera/NAME`, where a camera app puts a photo. Both are folders of the cache.
+ * Single files for other apps, each of which is granted the one it is sent: `content://AUTHORITY/share/NAME` to read,
+ * and `content://AUTHORITY/camera/NAME`, where a camera app puts a photo. Both are folders of the cache.
  */
 class SharedFilesProvider : ContentProvider() {
     override fun onCreate(): Boolean = true
@@ -24,7 +24,8 @@ class SharedFilesProvider : ContentProvider() {
         return ParcelFileDescriptor.open(file, ParcelFileDescriptor.parseMode(mode))
     }
 
-    override fun getType(uri: Uri): String = if (uri.lastPathSegment.orEmpty().endsWith(".json")) "application/json" else "image/jpeg"
+    override fun getType(uri: Uri): String =
+        if (uri.lastPathSegment.orEmpty().endsWith(".json")) "application/json" else "image/jpeg"
 
     override fun query(
         uri: Uri, projection: Array<String>?, selection: String?, selectionArgs: Array<String>?, sortOrder: String?,
@@ -48,7 +49,8 @@ class SharedFilesProvider : ContentProvider() {
     override fun update(uri: Uri, values: ContentValues?, selection: String?, selectionArgs: Array<String>?): Int =
         throw UnsupportedOperationException()
 
-    override fun delete(uri: Uri, selection: String?, selectionArgs: Array<String>?): Int = throw UnsupportedOperationException()
+    override fun delete(uri: Uri, selection: String?, selectionArgs: Array<String>?): Int =
+        throw UnsupportedOperationException()
 
     companion object {
         const val AUTHORITY = "org.mote.demo.files"

@@ -10,7 +10,10 @@ import java.io.IOException
 import java.io.InputStream
 import java.util.concurrent.Executor
 
-/** Small versions of pictures for the screen, decoded on a thread of their own and kept while there is room. For the main thread. */
+/**
+ * Small versions of pictures for the screen, decoded on a thread of their own and kept while there is room. For the
+ * main thread.
+ */
 class Thumbnails(private val worker: Executor, private val main: Executor) {
     private val cache = object : LruCache<String, Bitmap>(CACHE_BYTES) {
         override fun sizeOf(key: String, value: Bitmap): Int = value.allocationByteCount
@@ -67,7 +70,9 @@ class Thumbnails(private val worker: Executor, private val main: Executor) {
 
     private fun turned(bitmap: Bitmap, degrees: Float): Bitmap {
         if (degrees == 0f) return bitmap
-        return Bitmap.createBitmap(bitmap, 0, 0, bitmap.width, bitmap.height, Matrix().apply { postRotate(degrees) }, true)
+        return Bitmap.createBitmap(
+            bitmap, 0, 0, bitmap.width, bitmap.height, Matrix().apply { postRotate(degrees) }, true,
+        )
     }
 
     private companion object {

@@ -17,7 +17,10 @@ import org.mote.demo.ui.roundCorners
 import org.mote.engine.FinishReason
 
 /** The rows of a chat: a question with its answer each. */
-internal class TurnAdapter(private val application: DemoApplication, private val onDetails: (Turn) -> Unit) : BaseAdapter() {
+internal class TurnAdapter(
+    private val application: DemoApplication,
+    private val onDetails: (Turn) -> Unit,
+) : BaseAdapter() {
     var chat: Chat? = null
         set(value) {
             field = value
@@ -44,7 +47,10 @@ internal class TurnAdapter(private val application: DemoApplication, private val
         return view
     }
 
-    /** Updates the row of a turn in place, if it is on the screen: a piece of text must not lay out the whole list again. */
+    /**
+     * Updates the row of a turn in place, if it is on the screen: a piece of text must not lay out the whole list
+     * again.
+     */
     fun update(list: ListView, turn: Turn) {
         val position = chat?.turns?.indexOf(turn) ?: return
         if (position < 0) return
@@ -76,11 +82,14 @@ internal class TurnAdapter(private val application: DemoApplication, private val
 
     private fun bindAnswer(view: View, turn: Turn) {
         val bubble = view.findViewById<View>(R.id.answer)
-        bubble.setBackgroundResource(if (turn.state == TurnState.FAILED) R.drawable.bubble_error else R.drawable.bubble_answer)
+        bubble.setBackgroundResource(
+            if (turn.state == TurnState.FAILED) R.drawable.bubble_error else R.drawable.bubble_answer,
+        )
         view.findViewById<View>(R.id.thinking).isShown(turn.isOpen && turn.answer.isEmpty())
         val text = view.findViewById<TextView>(R.id.answer_text)
         // Read aloud as it grows, and not again when an old one scrolls into view.
-        text.accessibilityLiveRegion = if (turn.isOpen) View.ACCESSIBILITY_LIVE_REGION_POLITE else View.ACCESSIBILITY_LIVE_REGION_NONE
+        text.accessibilityLiveRegion =
+            if (turn.isOpen) View.ACCESSIBILITY_LIVE_REGION_POLITE else View.ACCESSIBILITY_LIVE_REGION_NONE
         val shown = if (turn.state == TurnState.FAILED) turn.error.orEmpty() else turn.answer
         if (!TextUtils.equals(text.text, shown)) text.text = shown
         text.setTextColor(application.getColor(if (turn.state == TurnState.FAILED) R.color.error else R.color.text))
@@ -92,7 +101,8 @@ internal class TurnAdapter(private val application: DemoApplication, private val
 
     private fun note(turn: Turn): Int? = when {
         turn.state == TurnState.INTERRUPTED -> R.string.answer_interrupted
-        turn.state == TurnState.WAITING && application.loadedModel.state is LoadedModel.State.Opening -> R.string.answer_waiting
+        turn.state == TurnState.WAITING && application.loadedModel.state is LoadedModel.State.Opening ->
+            R.string.answer_waiting
         turn.state != TurnState.DONE -> null
         turn.finishReason == FinishReason.CANCELLED -> R.string.answer_stopped
         turn.finishReason == FinishReason.LENGTH -> R.string.answer_length

@@ -17,7 +17,10 @@ import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
 import org.robolectric.android.controller.ActivityController
 
-/** The real app in a Robolectric world, with the native libraries of this machine; what a test opens is closed behind it. */
+/**
+ * The real app in a Robolectric world, with the native libraries of this machine; what a test opens is closed behind
+ * it.
+ */
 class AppRule(private val native: File = File(System.getProperty("mote.native.dir")!!)) : ExternalResource() {
     lateinit var app: DemoApplication
         private set
@@ -57,11 +60,16 @@ class AppRule(private val native: File = File(System.getProperty("mote.native.di
         state is LoadedModel.State.Ready && app.modelLibrary.progress == null
     }
 
-    /** The model that `mote-export --target all` wrote, as if it had been pushed by adb; links, as it is only read. */
+    /** The model that `mote-export --target all` wrote, as if it had been pushed by adb. */
     fun pushModel(name: String): File {
         val folder = File(checkNotNull(app.models.pushedFolder), name)
         File(System.getProperty("mote.model.dir")!!).copyRecursively(folder)
         return folder
+    }
+
+    private fun situation() = app.run {
+        "model ${loadedModel.state}, models ${modelLibrary.models?.map { it.name }}, copy ${modelLibrary.progress}, " +
+            "running ${conversation.isRunning}"
     }
 
     /** Waits for what the app's threads were told to do until now, thumbnails as well. */
@@ -84,7 +92,7 @@ class AppRule(private val native: File = File(System.getProperty("mote.native.di
         while (true) {
             idle()
             if (isSo()) return
-            assertTrue("not within a minute: $what", System.nanoTime() < end)
+            assertTrue("not within a minute: $what; ${situation()}", System.nanoTime() < end)
             Thread.sleep(2)
         }
     }
@@ -95,6 +103,8 @@ internal fun Activity.view(id: Int): View = findViewById(id)
 internal fun Activity.text(id: Int): String = findViewById<TextView>(id).text.toString()
 
 internal fun View.all(): Sequence<View> =
-    sequenceOf(this) + if (this is ViewGroup) (0 until childCount).asSequence().flatMap { getChildAt(it).all() } else emptySequence()
+    sequenceOf(this) + if (this is ViewGroup) below() else emptySequence()
+
+private fun ViewGroup.below(): Sequence<View> = (0 until childCount).asSequence().flatMap { getChildAt(it).all() }
 
 internal val repository = File(System.getProperty("mote.repo.dir")!!)

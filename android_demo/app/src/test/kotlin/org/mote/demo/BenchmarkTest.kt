@@ -63,14 +63,20 @@ class BenchmarkTest {
             assertTrue(activity.text(R.id.state), "$output.json" in activity.text(R.id.state))
             keep(record, runtime)
         }
-        run("model" to "both", "iterations" to 1, "warmup" to 0, "image" to scene.path, "prompt" to prompt, "stop_at_eos" to true, "output" to "short")
-        val answer = JSONObject(File(files, "benchmarks/short.json").readText()).getJSONArray("repetitions").getJSONObject(0)
+        run(
+            "model" to "both", "iterations" to 1, "warmup" to 0, "image" to scene.path, "prompt" to prompt,
+            "stop_at_eos" to true, "output" to "short",
+        )
+        val answer =
+            JSONObject(File(files, "benchmarks/short.json").readText()).getJSONArray("repetitions").getJSONObject(0)
         assertEquals("9+4+2=15 is eight tokens", 8, answer.getInt("generated_tokens"))
     }
 
     /** For Python's test, which reads it as mote-profile does. */
     private fun keep(record: JSONObject, runtime: String) =
-        File(System.getProperty("mote.screenshot.dir")!!).resolveSibling("benchmark-$runtime.json").writeText(record.toString())
+        File(System.getProperty("mote.screenshot.dir")!!).resolveSibling("benchmark-$runtime.json").writeText(
+            record.toString(),
+        )
 
     @Test
     fun whatIsRefusedSaysSoInItsStatus() {
@@ -89,7 +95,8 @@ class BenchmarkTest {
             "prompt" to "x".repeat(70_000) to "the extra prompt has 70000 characters; expected at most 65536",
         )
         for ((extra, sentence) in refused) {
-            val activity = run(*(mapOf<String, Any>("model" to "digits", "output" to "refused") + extra).toList().toTypedArray())
+            val activity =
+                run(*(mapOf<String, Any>("model" to "digits", "output" to "refused") + extra).toList().toTypedArray())
             val status = File(files, "benchmarks/refused.status").readText()
             assertTrue("$extra: $status", status.startsWith("failed: ") && sentence in status)
             assertEquals(status.removePrefix("failed: "), activity.text(R.id.state))
@@ -106,7 +113,8 @@ class BenchmarkTest {
     @Test
     fun rotationDoesNotStartItAgainAndASecondOneIsRefused() {
         rule.openChat()
-        val controller = rule.open(BenchmarkActivity::class.java, intent("model" to "digits", "iterations" to 2, "max_new_tokens" to 4, "output" to "first"))
+        val first = intent("model" to "digits", "iterations" to 2, "max_new_tokens" to 4, "output" to "first")
+        val controller = rule.open(BenchmarkActivity::class.java, first)
         app.benchmark.start(intent("model" to "digits", "output" to "second"))
         controller.recreate()
         rule.waitUntil("the end") { app.benchmark.state !is Benchmark.State.Running }

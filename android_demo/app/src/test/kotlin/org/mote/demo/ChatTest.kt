@@ -2,21 +2,29 @@ package org.mote.demo
 
 import android.app.Activity
 import android.app.Activity.RESULT_OK
+import android.app.AlertDialog
 import android.content.Intent
+import android.content.ComponentCallbacks2
 import android.net.Uri
+import android.os.ParcelFileDescriptor
 import android.view.View
 import android.widget.EditText
 import android.widget.ListView
+import android.widget.RadioGroup
+import android.widget.SeekBar
 import android.widget.TextView
 import java.awt.image.BufferedImage
 import java.io.ByteArrayOutputStream
 import java.io.File
+import java.io.FileNotFoundException
+import java.nio.file.Files
 import javax.imageio.ImageIO
 import org.json.JSONObject
 import org.junit.Assert.assertArrayEquals
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertFalse
 import org.junit.Assert.assertNull
+import org.junit.Assert.assertThrows
 import org.junit.Assert.assertTrue
 import org.junit.Rule
 import org.junit.Test
@@ -28,6 +36,7 @@ import org.mote.demo.data.TurnState
 import org.mote.demo.data.isUnfinished
 import org.mote.engine.FinishReason
 import org.mote.engine.Runtime
+import org.robolectric.Robolectric
 import org.robolectric.RobolectricTestRunner
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
@@ -67,7 +76,8 @@ class ChatTest {
         getChildAt(childCount - 1)
     }
 
-    private fun View.text(id: Int): String = findViewById<TextView>(id).takeIf { it.visibility == View.VISIBLE }?.text?.toString().orEmpty()
+    private fun View.text(id: Int): String =
+        findViewById<TextView>(id).takeIf { it.visibility == View.VISIBLE }?.text?.toString().orEmpty()
 
     @Test
     fun theFirstStartUnpacksTheBundledModelOnce() {
@@ -85,7 +95,9 @@ class ChatTest {
         assertEquals(1_000_000_000_000, manifest.lastModified())
         manifest.appendText(" ") // as if the app had been updated and brought another model
         controller.pause().stop().start().resume()
-        rule.waitUntil("the model is unpacked anew") { app.modelLibrary.progress == null && manifest.lastModified() > 1_000_000_000_000 }
+        rule.waitUntil("the model is unpacked anew") {
+            app.modelLibrary.progress == null && manifest.lastModified() > 1_000_000_000_000
+        }
         assertArrayEquals(app.assets.open("models/digits/mote.json").use { it.readBytes() }, manifest.readBytes())
     }
 
@@ -100,7 +112,8 @@ class ChatTest {
         app.settings.runtime = runtime
         choosePicture("scene-5.png")
         val chat = rule.openChat().get()
-        for ((question, answer) in listOf("What is the sum of the digits?" to "9+4+2=15", "Which digit is at the top left?" to "9")) {
+        val answers = listOf("What is the sum of the digits?" to "9+4+2=15", "Which digit is at the top left?" to "9")
+        for ((question, answer) in answers) {
             assertEquals(answer, ask(chat, question).answer)
             assertEquals(answer, chat.lastRow().text(R.id.answer_text))
             assertEquals(question, chat.lastRow().text(R.id.question_text))
@@ -150,7 +163,7 @@ class ChatTest {
             return turn
         }
         // A main thread that the system held up for long enough finds the answer complete.
-        val turn = generateSequence(::stopped).take(10).first { it.finishReason != FinishReason.STOP }
+        val turn = generateSequence(::stopped).take(30).first { it.finishReason != FinishReason.STOP }
         assertEquals(FinishReason.CANCELLED, turn.finishReason)
         assertTrue(turn.answer, SCENE_4.startsWith(turn.answer) && turn.answer.length < SCENE_4.length)
         assertEquals(app.getString(R.string.answer_stopped), chat.lastRow().text(R.id.answer_note))
@@ -164,7 +177,8 @@ class ChatTest {
         val first = controller.get()
         val session = (app.loadedModel.state as LoadedModel.State.Ready).session
         val turn = interrupted(controller.get()) {
-            controller.get().findViewById<EditText>(R.id.question).setText("And now?")
+            Screenshot.of(first).save("chat-running")
+            first.findViewById<EditText>(R.id.question).setText("And now?")
             RuntimeEnvironment.setQualifiers("+land")
             controller.configurationChange(app.resources.configuration)
         }
@@ -185,7 +199,8 @@ class ChatTest {
         ask(chat, "What is the sum of the digits?")
         val id = app.conversation.chat.id
         rule.settle()
-        val reborn = app.run { Conversation(ChatStore(File(filesDir, "chats")), pictures, settings, loadedModel, io, main, version) }
+        val store = ChatStore(File(app.filesDir, "chats"))
+        val reborn = app.run { Conversation(store, pictures, settings, loadedModel, io, main, version) }
         reborn.restore()
         rule.waitUntil("the chat is back") { reborn.chat.turns.isNotEmpty() }
         val turn = reborn.chat.turns.single()
@@ -225,7 +240,7 @@ class ChatTest {
         rule.waitUntil("the chat is open") { app.conversation.chat.id == id }
         assertTrue(history.isFinishing)
         list.getChildAt(0).findViewById<View>(R.id.delete).performClick()
-        ShadowAlertDialog.getLatestAlertDialog().getButton(android.app.AlertDialog.BUTTON_POSITIVE).performClick()
+        ShadowAlertDialog.getLatestAlertDialog().getButton(AlertDialog.BUTTON_POSITIVE).performClick()
         rule.settle()
         assertFalse(File(app.filesDir, "chats/$id").exists())
         assertTrue("the chat that was shown is gone", app.conversation.chat.turns.isEmpty())
@@ -246,29 +261,37 @@ class ChatTest {
         assertEquals(TurnState.FAILED, turn.state)
         assertTrue(turn.error, "model.onnx.data" in turn.error!! && "SHA-256" in turn.error!!)
         assertEquals(turn.error, chat.lastRow().text(R.id.answer_text))
+        rule.settle()
+        Screenshot.of(chat).save("chat-error")
         val models = rule.open(ModelsActivity::class.java).get()
-        assertTrue(models.findViewById<View>(android.R.id.content).all().any { it is TextView && it.text.toString() == turn.error })
+        val texts = models.findViewById<View>(android.R.id.content).all().filterIsInstance<TextView>()
+        assertTrue(texts.any { it.text.toString() == turn.error })
     }
 
     @Test
     fun aMissingPluginSaysWhichLibraryIsMissing() {
         val folder = File(app.cacheDir, "libraries").apply { mkdirs() }
         val native = File(System.getProperty("mote.native.dir")!!)
-        java.nio.file.Files.createSymbolicLink(File(folder, "libmote_jni.so").toPath(), File(native, "libmote_jni.so").toPath())
+        Files.createSymbolicLink(
+            File(folder, "libmote_jni.so").toPath(), File(native, "libmote_jni.so").toPath(),
+        )
         rule.useLibraries(folder)
         val chat = rule.open(ChatActivity::class.java).get()
-        rule.waitUntil("it failed") { app.loadedModel.state is LoadedModel.State.Failed && app.modelLibrary.progress == null }
+        rule.waitUntil("it failed") {
+            app.loadedModel.state is LoadedModel.State.Failed && app.modelLibrary.progress == null
+        }
         val turn = ask(chat, DESCRIBE)
         assertTrue(turn.error, "libmote_ort.so is not in $folder" in turn.error!!)
         val settings = rule.open(SettingsActivity::class.java).get()
-        val choices = settings.findViewById<android.widget.RadioGroup>(R.id.runtimes)
+        val choices = settings.findViewById<RadioGroup>(R.id.runtimes)
         assertEquals(listOf(true, false, false), (0 until 3).map { choices.getChildAt(it).isEnabled })
     }
 
     private fun deliver(chat: Activity, bytes: ByteArray) {
         val uri = Uri.parse("content://pictures/1")
         shadowOf(app.contentResolver).registerInputStreamSupplier(uri) { bytes.inputStream() }
-        chat.view(R.id.pictures).all().first { it.contentDescription == app.getString(R.string.pick_picture) }.performClick()
+        val gallery = app.getString(R.string.pick_picture)
+        chat.view(R.id.pictures).all().first { it.contentDescription == gallery }.performClick()
         val request = shadowOf(chat).nextStartedActivityForResult
         shadowOf(chat).receiveResult(request.intent, RESULT_OK, Intent().setData(uri))
         rule.settle()
@@ -299,7 +322,8 @@ class ChatTest {
     fun outOfMemoryIsASentenceAndTheNextQuestionIsAnswered() {
         choosePicture("scene-5.png")
         val chat = rule.openChat().get()
-        val picture = ByteArrayOutputStream().also { ImageIO.write(BufferedImage(8000, 8000, BufferedImage.TYPE_BYTE_BINARY), "png", it) }.toByteArray()
+        val white = BufferedImage(8000, 8000, BufferedImage.TYPE_BYTE_BINARY)
+        val picture = ByteArrayOutputStream().also { ImageIO.write(white, "png", it) }.toByteArray()
         val ballast = ArrayList<ByteArray>()
         try {
             while (true) ballast += ByteArray(32 shl 20)
@@ -322,9 +346,9 @@ class ChatTest {
         val chat = rule.openChat().get()
         assertEquals(SCENE_4, ask(chat, DESCRIBE).answer)
         val settings = rule.open(SettingsActivity::class.java).get()
-        settings.findViewById<android.widget.RadioGroup>(R.id.runtimes).run { check(getChildAt(2).id) }
+        settings.findViewById<RadioGroup>(R.id.runtimes).run { check(getChildAt(2).id) }
         fun slide(card: Int, position: Int) {
-            settings.findViewById<View>(card).findViewById<android.widget.SeekBar>(R.id.slider).progress = position
+            settings.findViewById<View>(card).findViewById<SeekBar>(R.id.slider).progress = position
         }
         slide(R.id.threads, 1)
         slide(R.id.max_new_tokens, 0)
@@ -341,14 +365,16 @@ class ChatTest {
         assertTrue("a high temperature makes answers vary", (1..5).map { ask(chat, DESCRIBE).answer }.toSet().size > 1)
         settings.view(R.id.reset).performClick()
         assertEquals(SCENE_4, ask(chat, DESCRIBE).answer)
-        assertEquals(app.getString(R.string.threads_automatic), settings.findViewById<View>(R.id.threads).text(R.id.value))
+        assertEquals(
+            app.getString(R.string.threads_automatic), settings.findViewById<View>(R.id.threads).text(R.id.value),
+        )
     }
 
     @Test
     fun memoryIsGivenBackWhenTheSystemAsks() {
         choosePicture("scene-5.png")
         val chat = rule.openChat().get()
-        app.onTrimMemory(android.content.ComponentCallbacks2.TRIM_MEMORY_BACKGROUND)
+        app.onTrimMemory(ComponentCallbacks2.TRIM_MEMORY_BACKGROUND)
         assertEquals("9+4+2=15", ask(chat, "What is the sum of the digits?").answer)
     }
 
@@ -367,13 +393,15 @@ class ChatTest {
         assertEquals("application/json", send.type)
         assertTrue(send.flags and Intent.FLAG_GRANT_READ_URI_PERMISSION != 0)
         val uri = send.clipData!!.getItemAt(0).uri
-        val provider = org.robolectric.Robolectric.buildContentProvider(SharedFilesProvider::class.java).create(SharedFilesProvider.AUTHORITY).get()
-        val shared = android.os.ParcelFileDescriptor.AutoCloseInputStream(provider.openFile(uri, "r")).use { it.readBytes() }
+        val provider = Robolectric.buildContentProvider(SharedFilesProvider::class.java)
+            .create(SharedFilesProvider.AUTHORITY).get()
+        val shared =
+            ParcelFileDescriptor.AutoCloseInputStream(provider.openFile(uri, "r")).use { it.readBytes() }
         assertArrayEquals(app.chats.profile(app.conversation.chat.id, turn.id).readBytes(), shared)
         for (path in listOf("share/..%2F..%2Ffiles", "files/x", "share", "share/a/b", "share/.hidden")) {
             val outside = Uri.parse("content://${SharedFilesProvider.AUTHORITY}/$path")
-            assertTrue(path, runCatching { provider.openFile(outside, "r") }.exceptionOrNull() is java.io.FileNotFoundException)
+            assertThrows(path, FileNotFoundException::class.java) { provider.openFile(outside, "r") }
         }
-        assertTrue(runCatching { provider.openFile(uri, "rw") }.exceptionOrNull() is java.io.FileNotFoundException)
+        assertThrows(FileNotFoundException::class.java) { provider.openFile(uri, "rw") }
     }
 }

@@ -58,7 +58,9 @@ class FolderProvider : DocumentsProvider() {
             row.add(Document.COLUMN_DOCUMENT_ID, id)
             row.add(Document.COLUMN_DISPLAY_NAME, file.name)
             row.add(Document.COLUMN_SIZE, claimedSize ?: file.length())
-            row.add(Document.COLUMN_MIME_TYPE, if (file.isDirectory) Document.MIME_TYPE_DIR else "application/octet-stream")
+            row.add(
+                Document.COLUMN_MIME_TYPE, if (file.isDirectory) Document.MIME_TYPE_DIR else "application/octet-stream",
+            )
         }
     }
 
@@ -99,7 +101,9 @@ class ModelsTest {
         screen.view(R.id.import_folder).performClick()
         val request = shadowOf(screen).nextStartedActivityForResult
         assertEquals(Intent.ACTION_OPEN_DOCUMENT_TREE, request.intent.action)
-        shadowOf(screen).receiveResult(request.intent, RESULT_OK, Intent().setData(DocumentsContract.buildTreeDocumentUri(DOCUMENTS, folder)))
+        shadowOf(screen).receiveResult(
+            request.intent, RESULT_OK, Intent().setData(DocumentsContract.buildTreeDocumentUri(DOCUMENTS, folder)),
+        )
     }
 
     private fun import(folder: String): String? {
@@ -149,7 +153,8 @@ class ModelsTest {
         import("damaged").let { assertTrue(it, "tokenizer.json in damaged has" in it!!) }
         documents.claimedSize = 1L shl 50
         val sentence = import("damaged")!!
-        assertEquals(app.getString(R.string.import_no_space, app.bytes(4L shl 50), "").substringBefore(","), sentence.substringBefore(","))
+        val expected = app.getString(R.string.import_no_space, app.bytes(4L shl 50), "")
+        assertEquals(expected.substringBefore(","), sentence.substringBefore(","))
         assertEquals(setOf("digits"), inside())
     }
 
@@ -178,7 +183,8 @@ class ModelsTest {
         open(exported)
         rule.waitUntil("they are listed") { app.modelLibrary.models.orEmpty().size == 3 }
         rule.idle()
-        val problems = screen.findViewById<ListView>(R.id.list).all().filter { it.id == R.id.problem && it.visibility == View.VISIBLE }
+        val problems = screen.findViewById<ListView>(R.id.list).all()
+            .filter { it.id == R.id.problem && it.visibility == View.VISIBLE }
             .map { (it as TextView).text.toString() }.toList()
         assertEquals(2, problems.size)
         assertTrue(problems[0], "vision.onnx.data is missing" in problems[0])

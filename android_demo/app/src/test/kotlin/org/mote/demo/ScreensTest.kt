@@ -38,7 +38,10 @@ import org.robolectric.shadows.showSystemBars
 private const val STATUS_BAR_DP = 24
 private const val NAVIGATION_BAR_DP = 48
 
-/** Every screen, light and dark, upright and on its side, in both languages: drawn, kept as a picture, and looked at in places. */
+/**
+ * Every screen, light and dark, upright and on its side, in both languages: drawn, kept as a picture, and looked at in
+ * places.
+ */
 @RunWith(RobolectricTestRunner::class)
 @Config(sdk = [35], qualifiers = "w392dp-h800dp-xhdpi")
 class ScreensTest {
@@ -126,7 +129,8 @@ class ScreensTest {
     }
 
     private fun openDetails(chat: Activity, turn: Turn): DetailsActivity {
-        val details = rule.open(DetailsActivity::class.java, DetailsActivity.intent(chat, app.conversation.chat.id, turn)).get()
+        val details =
+            rule.open(DetailsActivity::class.java, DetailsActivity.intent(chat, app.conversation.chat.id, turn)).get()
         rule.waitUntil("details") { details.view(R.id.panel_experts).visibility == View.VISIBLE }
         return details
     }
@@ -140,12 +144,17 @@ class ScreensTest {
         return shot
     }
 
-    /** Behind the status bar there is nothing but the background, and what does not scroll ends above the navigation bar. */
+    /**
+     * Behind the status bar there is nothing but the background, and what does not scroll ends above the navigation
+     * bar.
+     */
     private fun checkBars(activity: Activity, shot: Screenshot) {
         val background = activity.getColor(R.color.background)
         shot.assertAll("the status bar", Rect(0, 0, shot.width, activity.dp(STATUS_BAR_DP)), background)
         val bottom = shot.height - activity.dp(NAVIGATION_BAR_DP)
-        if (activity is ChatActivity) shot.assertAll("the navigation bar", Rect(0, bottom, shot.width, shot.height), background)
+        if (activity is ChatActivity) {
+            shot.assertAll("the navigation bar", Rect(0, bottom, shot.width, shot.height), background)
+        }
         for (view in activity.window.decorView.all()) {
             if (view !is TextView || !view.isShown || view.text.isEmpty()) continue
             val place = view.place()
@@ -167,10 +176,14 @@ class ScreensTest {
         val least = activity.dp(48)
         for (view in activity.findViewById<View>(android.R.id.content).all()) {
             if (!view.isClickable || !view.isShown || view.width == 0) continue
-            val name = view.contentDescription ?: (view as? TextView)?.text?.ifEmpty { view.hint } ?: view.all().filterIsInstance<TextView>().firstOrNull()?.text
+            val name = view.contentDescription
+                ?: (view as? TextView)?.text?.ifEmpty { view.hint }
+                ?: view.all().filterIsInstance<TextView>().firstOrNull()?.text
             assertTrue("${view.javaClass.simpleName} in $activity has no name", !name.isNullOrBlank())
             val isText = view is TextView && view.isTextSelectable
-            if (!isText) assertTrue("$name is ${view.width} x ${view.height}", view.width >= least && view.height >= least)
+            if (!isText) {
+                assertTrue("$name is ${view.width} x ${view.height}", view.width >= least && view.height >= least)
+            }
         }
     }
 
@@ -235,7 +248,8 @@ class ScreensTest {
         val last = choices.tokens.size - 1
         val node = checkNotNull(provider.createAccessibilityNodeInfo(last))
         for ((index, layer) in choices.layers.withIndex()) {
-            assertTrue(node.contentDescription.toString(), "Layer $layer: expert ${choices.expert(index, last)}." in node.contentDescription)
+            val words = node.contentDescription.toString()
+            assertTrue(words, "Layer $layer: expert ${choices.expert(index, last)}." in words)
         }
         assertEquals(choices.tokens.size, checkNotNull(provider.createAccessibilityNodeInfo(View.NO_ID)).childCount)
         val before = grid.selected

@@ -41,8 +41,7 @@ internal class Screenshot private constructor(private val bitmap: Bitmap) {
         private const val ROUNDING = 2
 
         fun isNear(first: Int, second: Int): Boolean =
-            listOf(Color.red(first) - Color.red(second), Color.green(first) - Color.green(second), Color.blue(first) - Color.blue(second))
-                .all { abs(it) <= ROUNDING }
+            listOf<(Int) -> Int>(Color::red, Color::green, Color::blue).all { abs(it(first) - it(second)) <= ROUNDING }
 
         fun of(activity: Activity): Screenshot {
             val view = activity.window.decorView

@@ -13,7 +13,8 @@ class StringsTest {
 
     /** Of each text its placeholders; of an array those of each item. */
     private fun texts(folder: String): Map<String, List<Set<String>>> {
-        val root = DocumentBuilderFactory.newInstance().newDocumentBuilder().parse(File(resources, "$folder/strings.xml")).documentElement
+        val parser = DocumentBuilderFactory.newInstance().newDocumentBuilder()
+        val root = parser.parse(File(resources, "$folder/strings.xml")).documentElement
         return (0 until root.childNodes.length).mapNotNull { root.childNodes.item(it) as? Element }
             .filter { it.getAttribute("translatable") != "false" }
             .associate { it.getAttribute("name") to values(it) }
@@ -24,7 +25,8 @@ class StringsTest {
         // Languages have different numbers of plural forms.
         if (element.tagName == "plurals") return listOf(placeholders(element.textContent))
         val items = element.getElementsByTagName("item")
-        return if (items.length == 0) listOf(placeholders(element.textContent)) else (0 until items.length).map { placeholders(items.item(it).textContent) }
+        val texts = (0 until items.length).map { items.item(it).textContent }
+        return texts.ifEmpty { listOf(element.textContent) }.map(::placeholders)
     }
 
     @Test

@@ -3,7 +3,10 @@ package org.mote.demo.data
 import org.json.JSONException
 import org.json.JSONObject
 
-/** The figures of one answer, read from its record (docs/runner.md), so that what is shown is what is shared. Times in ms. */
+/**
+ * The figures of one answer, read from its record (docs/runner.md), so that what is shown is what is shared. Times in
+ * ms.
+ */
 class AnswerProfile private constructor(record: JSONObject) {
     private val answer: JSONObject = record.getJSONArray("repetitions").getJSONObject(0)
     private val memory: JSONObject = record.getJSONObject("memory")

@@ -14,7 +14,8 @@ enum class TurnState { WAITING, RUNNING, DONE, FAILED, INTERRUPTED }
  * @property id of the turn in its chat, ascending.
  * @property picture name of a file in the chat's folder; null: a question without a picture.
  */
-class Turn(val id: Int, val question: String, var picture: String? = null) {
+class Turn(val id: Int, val question: String) {
+    var picture: String? = null
     var state = TurnState.WAITING
     var answer = ""
     var finishReason: FinishReason? = null
@@ -42,7 +43,8 @@ class Turn(val id: Int, val question: String, var picture: String? = null) {
         .put("has_profile", hasProfile)
 
     internal companion object {
-        fun fromJson(json: JSONObject) = Turn(json.getInt("id"), json.getString("question"), json.text("picture")).apply {
+        fun fromJson(json: JSONObject) = Turn(json.getInt("id"), json.getString("question")).apply {
+            picture = json.text("picture")
             state = enumOf<TurnState>(json.text("state")) ?: TurnState.INTERRUPTED
             if (isOpen) state = TurnState.INTERRUPTED
             answer = json.getString("answer")

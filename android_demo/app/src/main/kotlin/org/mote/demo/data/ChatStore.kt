@@ -30,7 +30,8 @@ class ChatStore(private val folder: File) {
     }
 
     /** The newest first; what cannot be read is left out. */
-    fun list(): List<Summary> = folder.list().orEmpty().filterNot(::isUnfinished).mapNotNull(::summary).sortedByDescending { it.changedMs }
+    fun list(): List<Summary> =
+        folder.list().orEmpty().filterNot(::isUnfinished).mapNotNull(::summary).sortedByDescending { it.changedMs }
 
     private fun summary(id: String): Summary? {
         val chat = load(id) ?: return null

@@ -57,7 +57,12 @@ class ExpertMap(
             }
             val labels = experts.tokens
             return ExpertMap(
-                experts.layers, experts.numExperts, experts.topK, labels.map { it.text }, labels.map { it.kind }, choices,
+                experts.layers,
+                experts.numExperts,
+                experts.topK,
+                labels.map { it.text },
+                labels.map { it.kind },
+                choices,
             )
         }
 
@@ -69,7 +74,8 @@ class ExpertMap(
                 json.getInt("num_experts"),
                 json.getInt("top_k"),
                 json.getJSONArray("texts").let { texts -> (0 until texts.length()).map(texts::getString) },
-                json.getJSONArray("kinds").ints().map { TokenKind.entries.getOrNull(it) ?: throw JSONException("kind $it") },
+                json.getJSONArray("kinds").ints()
+                    .map { TokenKind.entries.getOrNull(it) ?: throw JSONException("kind $it") },
                 json.getJSONArray("choices").ints(),
             )
             val fits = map.topK > 0 && map.numExperts > 0 && map.kinds.size == map.tokens &&

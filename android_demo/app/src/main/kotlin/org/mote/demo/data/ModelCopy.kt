@@ -23,8 +23,8 @@ class CopyProgress(val name: String, val bytes: Long, val total: Long) {
 }
 
 /**
- * Copies a model into [target]: under another name, checked by the engine with all its sums, then renamed. What goes wrong,
- * or is cancelled, leaves nothing behind. Blocking. Throws [MoteException], [IOException] and
+ * Copies a model into [target]: under another name, checked by the engine with all its sums, then renamed. What goes
+ * wrong, or is cancelled, leaves nothing behind. Blocking. Throws [MoteException], [IOException] and
  * [java.util.concurrent.CancellationException].
  *
  * @param told hears of the progress, at most a hundred times and on this thread.
@@ -35,7 +35,8 @@ fun copyModel(source: ModelSource, target: File, isCancelled: () -> Boolean, tol
         part.deleteRecursively()
         copyFiles(source, part, isCancelled, told)
         told(CopyProgress(source.name, source.bytes, source.bytes))
-        val exports = part.walkTopDown().maxDepth(2).filter { it.name == ModelStore.MANIFEST }.mapNotNull { it.parentFile }.toList()
+        val manifests = part.walkTopDown().maxDepth(2).filter { it.name == ModelStore.MANIFEST }
+        val exports = manifests.mapNotNull { it.parentFile }.toList()
         for (export in exports.ifEmpty { listOf(part) }) Manifest.read(export).verify(hashes = true)
         target.deleteRecursively()
         if (!part.renameTo(target)) throw IOException("${part.name} cannot be renamed to ${target.name}")

@@ -18,8 +18,8 @@ private const val MAX_FILES = 256
 private val PLAIN_NAME = Regex("[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 
 /**
- * The model inside the APK: `assets/models/digits/mote.json` and the files that it lists, but for the plugin's library, which
- * lies with the app's other native libraries. Throws [IOException].
+ * The model inside the APK: `assets/models/digits/mote.json` and the files that it lists, but for the plugin's library,
+ * which lies with the app's other native libraries. Throws [IOException].
  */
 fun bundledModel(assets: AssetManager): ModelSource {
     val folder = "models/${ModelStore.BUNDLED}"
@@ -35,7 +35,8 @@ fun bundledModel(assets: AssetManager): ModelSource {
         val files = json.getJSONObject("files")
         for (name in files.keys()) {
             if (name == plugin) continue
-            entries += ModelSource.Entry(name, files.getJSONObject(name).getLong("bytes")) { assets.open("$folder/$name") }
+            val bytes = files.getJSONObject(name).getLong("bytes")
+            entries += ModelSource.Entry(name, bytes) { assets.open("$folder/$name") }
         }
     } catch (error: JSONException) {
         throw IOException("its ${ModelStore.MANIFEST} is damaged", error)
@@ -45,8 +46,8 @@ fun bundledModel(assets: AssetManager): ModelSource {
 }
 
 /**
- * A folder that the user chose in the system's document picker: an export, or what `--target all` writes. Blocking. Throws
- * [MoteException] for what cannot be an export.
+ * A folder that the user chose in the system's document picker: an export, or what `--target all` writes. Blocking.
+ * Throws [MoteException] for what cannot be an export.
  */
 fun documentModel(context: Context, tree: Uri): ModelSource {
     val folder = DocumentFolder(context.contentResolver, tree)
@@ -57,16 +58,20 @@ fun documentModel(context: Context, tree: Uri): ModelSource {
         for (child in folder.children(root)) {
             if (child.isFolder) {
                 val below = folder.children(child.id)
-                if (below.any { it.name == ModelStore.MANIFEST }) files += below.filterNot { it.isFolder }.map { folder.entry(it, child.name + "/") }
+                if (below.any { it.name == ModelStore.MANIFEST }) {
+                    files += below.filterNot { it.isFolder }.map { folder.entry(it, child.name + "/") }
+                }
             } else {
                 files += folder.entry(child, "")
             }
         }
         val problem = files.map { it.path.split('/') }.firstOrNull { parts -> !parts.all(PLAIN_NAME::matches) }
         return when {
-            files.none { it.path.endsWith(ModelStore.MANIFEST) } -> throw MoteException(context.getString(R.string.import_nothing))
+            files.none { it.path.endsWith(ModelStore.MANIFEST) } ->
+                throw MoteException(context.getString(R.string.import_nothing))
             files.size > MAX_FILES -> throw MoteException(context.getString(R.string.import_too_much, MAX_FILES))
-            problem != null -> throw MoteException(context.getString(R.string.import_name, problem.joinToString("/").take(80)))
+            problem != null ->
+                throw MoteException(context.getString(R.string.import_name, problem.joinToString("/").take(80)))
             else -> ModelSource(name.take(100), files)
         }
     } catch (error: IOException) {
@@ -80,16 +85,21 @@ fun documentModel(context: Context, tree: Uri): ModelSource {
 private class DocumentFolder(private val resolver: ContentResolver, private val tree: Uri) {
     class Child(val id: String, val name: String, val bytes: Long, val isFolder: Boolean)
 
-    fun nameOf(id: String): String = query(DocumentsContract.buildDocumentUriUsingTree(tree, id)).firstOrNull()?.name.orEmpty()
+    fun nameOf(id: String): String =
+        query(DocumentsContract.buildDocumentUriUsingTree(tree, id)).firstOrNull()?.name.orEmpty()
 
     fun children(id: String): List<Child> = query(DocumentsContract.buildChildDocumentsUriUsingTree(tree, id))
 
     fun entry(child: Child, prefix: String) = ModelSource.Entry(prefix + child.name, child.bytes) {
-        resolver.openInputStream(DocumentsContract.buildDocumentUriUsingTree(tree, child.id)) ?: throw IOException(child.name)
+        resolver.openInputStream(DocumentsContract.buildDocumentUriUsingTree(tree, child.id)) ?: throw IOException(
+            child.name,
+        )
     }
 
     private fun query(uri: Uri): List<Child> {
-        val columns = arrayOf(Document.COLUMN_DOCUMENT_ID, Document.COLUMN_DISPLAY_NAME, Document.COLUMN_SIZE, Document.COLUMN_MIME_TYPE)
+        val columns = arrayOf(
+            Document.COLUMN_DOCUMENT_ID, Document.COLUMN_DISPLAY_NAME, Document.COLUMN_SIZE, Document.COLUMN_MIME_TYPE,
+        )
         val cursor = resolver.query(uri, columns, Bundle.EMPTY, null) ?: throw IOException("no answer")
         return cursor.use {
             val children = ArrayList<Child>()

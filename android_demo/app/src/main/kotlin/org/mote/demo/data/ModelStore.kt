@@ -28,8 +28,8 @@ class Model(
 }
 
 /**
- * Models of the app: those inside its private storage, bundled or imported, and those pushed by adb to its folder on the
- * shared storage. Blocking.
+ * Models of the app: those inside its private storage, bundled or imported, and those pushed by adb to its folder on
+ * the shared storage. Blocking.
  *
  * @property inside where the app keeps models.
  * @param pushed gives the folder for adb; null while the shared storage is away.
@@ -38,7 +38,8 @@ class ModelStore(val inside: File, private val pushed: () -> File?) {
     val pushedFolder: File? get() = pushed()
 
     fun list(): List<Model> {
-        val own = subfolders(inside).map { look(it, if (it.name == BUNDLED) Model.Origin.BUNDLED else Model.Origin.IMPORTED) }
+        val own =
+            subfolders(inside).map { look(it, if (it.name == BUNDLED) Model.Origin.BUNDLED else Model.Origin.IMPORTED) }
         return own + subfolders(pushed()).map { look(it, Model.Origin.PUSHED) }
     }
 
@@ -56,13 +57,17 @@ class ModelStore(val inside: File, private val pushed: () -> File?) {
     }
 
     private fun subfolders(folder: File?): List<File> =
-        folder?.listFiles().orEmpty().filter { it.isDirectory && !isUnfinished(it.name) && !it.isHidden }.sortedBy { it.name }
+        folder?.listFiles().orEmpty()
+            .filter { it.isDirectory && !isUnfinished(it.name) && !it.isHidden }
+            .sortedBy { it.name }
 
     private fun look(folder: File, origin: Model.Origin): Model {
         val bytes = folder.totalBytes()
         return try {
-            val manifests = exports(folder).map { Manifest.read(it).also { manifest -> manifest.verify(hashes = false) } }
-            Model(folder, origin, bytes, manifests.map { it.runtime }.sorted(), manifests.minByOrNull { it.runtime }, null)
+            val manifests =
+                exports(folder).map { Manifest.read(it).also { manifest -> manifest.verify(hashes = false) } }
+            val runtimes = manifests.map { it.runtime }.sorted()
+            Model(folder, origin, bytes, runtimes, manifests.minByOrNull { it.runtime }, null)
         } catch (error: MoteException) {
             Model(folder, origin, bytes, emptyList(), null, error.message)
         }

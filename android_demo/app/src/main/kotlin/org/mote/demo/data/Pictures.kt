@@ -27,7 +27,10 @@ sealed interface Picture {
     }
 }
 
-/** The pictures one can choose from, and the user's own one, which is copied so that it outlives the permission to read it. */
+/**
+ * The pictures one can choose from, and the user's own one, which is copied so that it outlives the permission to read
+ * it.
+ */
 class Pictures(private val context: Context) {
     private val ownFile = File(context.filesDir, "picture/own")
 
@@ -49,8 +52,8 @@ class Pictures(private val context: Context) {
     }
 
     /**
-     * Takes a picture of the user's in, in place of the one before. Blocking. Throws [MoteException] for what is no picture,
-     * in which case the one before stays.
+     * Takes a picture of the user's in, in place of the one before. Blocking. Throws [MoteException] for what is no
+     * picture, in which case the one before stays.
      *
      * @param open its stream, twice.
      */
@@ -72,7 +75,9 @@ class Pictures(private val context: Context) {
             candidate.delete()
             throw error
         }
-        if (!candidate.renameTo(ownFile)) throw MoteException("the picture cannot be kept; free some space and choose it again")
+        if (!candidate.renameTo(ownFile)) {
+            throw MoteException("the picture cannot be kept; free some space and choose it again")
+        }
         return checkNotNull(own)
     }
 }

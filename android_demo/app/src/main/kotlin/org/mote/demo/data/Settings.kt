@@ -55,7 +55,8 @@ class Settings(context: Context) {
         set(value) = preferences.edit().putBoolean(BUNDLED, value).apply()
 
     /** Everything that the settings screen shows, as it was at first. */
-    fun reset(): Unit = preferences.edit().remove(RUNTIME).remove(THREADS).remove(MAX_NEW_TOKENS).remove(TEMPERATURE).apply()
+    fun reset(): Unit =
+        preferences.edit().remove(RUNTIME).remove(THREADS).remove(MAX_NEW_TOKENS).remove(TEMPERATURE).apply()
 
     companion object {
         val ANSWER_LENGTHS = listOf(8, 16, 32, 64, 128, 256, 512, 1024, 2048)

@@ -21,7 +21,10 @@ fun Activity.drawEdgeToEdge() {
     }
 }
 
-/** Calls [apply] with what covers this view's window, at once when it is known and after each change, such as of the keyboard. */
+/**
+ * Calls [apply] with what covers this view's window, at once when it is known and after each change, such as of the
+ * keyboard.
+ */
 fun View.onEdges(apply: (Edges) -> Unit) {
     setOnApplyWindowInsetsListener { _, insets ->
         apply(edgesOf(insets))
@@ -46,7 +49,8 @@ private fun edgesOf(insets: WindowInsets): Edges {
         val types = WindowInsets.Type.systemBars() or WindowInsets.Type.displayCutout() or WindowInsets.Type.ime()
         return insets.getInsets(types).run { Edges(left, top, right, bottom) }
     }
-    // With adjustResize the keyboard is part of these; a cutout is never larger than the bar on its side, but on the long sides.
+    // With adjustResize the keyboard is part of these; a cutout is never larger than the bar on its side, but on the
+    // long sides.
     val cutout = if (Build.VERSION.SDK_INT >= Build.VERSION_CODES.P) insets.displayCutout else null
     return Edges(
         maxOf(insets.systemWindowInsetLeft, cutout?.safeInsetLeft ?: 0),

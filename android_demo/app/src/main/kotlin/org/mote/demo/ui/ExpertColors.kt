@@ -4,7 +4,10 @@ import android.content.Context
 import android.graphics.Color
 import org.mote.demo.R
 
-/** Colours of experts: eight that are told apart with any colour vision, then again from the first, as each has its number beside it. */
+/**
+ * Colours of experts: eight that are told apart with any colour vision, then again from the first, as each has its
+ * number beside it.
+ */
 internal class ExpertColors(context: Context) {
     private val colors: IntArray = context.resources.obtainTypedArray(R.array.experts).run {
         IntArray(length()) { getColor(it, 0) }.also { recycle() }

@@ -21,9 +21,9 @@ import org.mote.demo.data.ExpertMap
 import org.mote.engine.TokenKind
 
 /**
- * Layers down, tokens across: each field has the colour and the number of the expert that the layer chose for the token, the
- * token's text above it, and a band in the colour of where the token comes from. With several experts a token, a field is
- * cut into strips, the first choice on top.
+ * Layers down, tokens across: each field has the colour and the number of the expert that the layer chose for the
+ * token, the token's text above it, and a band in the colour of where the token comes from. With several experts a
+ * token, a field is cut into strips, the first choice on top.
  *
  * A token is one element for TalkBack, which reads its experts and can be clicked.
  */
@@ -74,7 +74,8 @@ class ExpertGridView(context: Context, attributes: AttributeSet?) : View(context
 
     fun show(map: ExpertMap, labels: List<String>) {
         this.map = map
-        this.labels = labels.map { TextUtils.ellipsize(it, label, headHeight - context.dp(18f), TextUtils.TruncateAt.END).toString() }
+        val room = headHeight - context.dp(18f)
+        this.labels = labels.map { TextUtils.ellipsize(it, label, room, TextUtils.TruncateAt.END).toString() }
         requestLayout()
         invalidate()
     }
@@ -111,8 +112,10 @@ class ExpertGridView(context: Context, attributes: AttributeSet?) : View(context
         val color = kinds.getValue(map.kinds[token])
         fill.color = color
         val isJoined = token + 1 < map.tokens && map.kinds[token + 1] == map.kinds[token]
-        canvas.drawRect(token * pitch + gap, headHeight - band - gap, (token + 1) * pitch - if (isJoined) -gap else gap, headHeight - gap, fill)
-        label.color = context.getColor(if (map.kinds[token] == TokenKind.TEMPLATE) R.color.text_secondary else R.color.text)
+        val right = (token + 1) * pitch + if (isJoined) gap else -gap
+        canvas.drawRect(token * pitch + gap, headHeight - band - gap, right, headHeight - gap, fill)
+        label.color =
+            context.getColor(if (map.kinds[token] == TokenKind.TEMPLATE) R.color.text_secondary else R.color.text)
         canvas.save()
         canvas.translate((token + 0.5f) * pitch, headHeight - band - context.dp(8f))
         canvas.rotate(-90f)
@@ -128,11 +131,17 @@ class ExpertGridView(context: Context, attributes: AttributeSet?) : View(context
             val expert = map.expert(layer, token, rank)
             val upper = cell.top + rank * height
             fill.color = colors.of(expert)
-            if (map.topK == 1) canvas.drawRoundRect(cell, radius, radius, fill) else canvas.drawRect(cell.left, upper, cell.right, upper + height, fill)
+            if (map.topK == 1) {
+                canvas.drawRoundRect(cell, radius, radius, fill)
+            } else {
+                canvas.drawRect(cell.left, upper, cell.right, upper + height, fill)
+            }
             if (expert < 0) continue
             number.color = colors.onTopOf(expert)
             number.textSize = minOf(context.sp(13f), height * 0.8f)
-            canvas.drawText("$expert", cell.centerX(), upper + height / 2 - (number.ascent() + number.descent()) / 2, number)
+            canvas.drawText(
+                "$expert", cell.centerX(), upper + height / 2 - (number.ascent() + number.descent()) / 2, number,
+            )
         }
     }
 

@@ -47,8 +47,11 @@ class ExpertLoadView(context: Context, attributes: AttributeSet? = null) : View(
             paint.color = colors.of(if (share > 0) expert else -1)
             canvas.drawRoundRect(rect, barHeight / 3, barHeight / 3, paint)
             number.color = colors.onTopOf(if (share > 0) expert else -1)
-            canvas.drawText("$expert", barHeight * 0.75f, top + barHeight / 2 - (number.ascent() + number.descent()) / 2, number)
-            canvas.drawText(percent(share), right + context.dp(8f), top + barHeight / 2 - (text.ascent() + text.descent()) / 2, text)
+            canvas.drawText(
+                "$expert", barHeight * 0.75f, top + barHeight / 2 - (number.ascent() + number.descent()) / 2, number,
+            )
+            val baseline = top + barHeight / 2 - (text.ascent() + text.descent()) / 2
+            canvas.drawText(percent(share), right + context.dp(8f), baseline, text)
         }
     }
 }

@@ -11,7 +11,9 @@ import kotlin.math.PI
 import kotlin.math.sin
 import org.mote.demo.R
 
-/** Three dots that breathe one after the other while there is no text yet. They rest where animations are switched off. */
+/**
+ * Three dots that breathe one after the other while there is no text yet. They rest where animations are switched off.
+ */
 class ThinkingView(context: Context, attributes: AttributeSet?) : View(context, attributes) {
     private val paint = Paint(Paint.ANTI_ALIAS_FLAG).apply { color = context.getColor(R.color.primary) }
     private val animator = ValueAnimator.ofFloat(0f, 1f).apply {
@@ -50,7 +52,9 @@ class ThinkingView(context: Context, attributes: AttributeSet?) : View(context, 
         for (dot in 0 until DOTS) {
             val wave = sin(2 * PI * (phase - dot * 0.18)).coerceAtLeast(0.0)
             paint.alpha = (90 + 165 * wave).toInt()
-            canvas.drawCircle(width * (dot + 0.5f) / DOTS, height / 2f, radius * (0.85f + 0.15f * wave.toFloat()), paint)
+            canvas.drawCircle(
+                width * (dot + 0.5f) / DOTS, height / 2f, radius * (0.85f + 0.15f * wave.toFloat()), paint,
+            )
         }
     }
 

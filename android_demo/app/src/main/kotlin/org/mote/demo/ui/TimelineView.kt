@@ -60,7 +60,9 @@ class TimelineView(context: Context, attributes: AttributeSet?) : View(context, 
             val top = barHeight + gap + line * lineHeight
             val baseline = top - text.fontMetrics.ascent
             paint.color = stages[index].color
-            canvas.drawCircle(x + dot / 2, baseline + (text.fontMetrics.ascent + text.fontMetrics.descent) / 2, dot / 2, paint)
+            canvas.drawCircle(
+                x + dot / 2, baseline + (text.fontMetrics.ascent + text.fontMetrics.descent) / 2, dot / 2, paint,
+            )
             canvas.drawText(stages[index].label, x + dot + gap / 2, baseline, text)
         }
     }
