@@ -80,7 +80,7 @@ internal class ExpertsPanel(private val panel: View) {
     }
 
     private fun showCell(layerIndex: Int, token: Int) {
-        val layer = context.getString(R.string.layer, map.layers[layerIndex])
+        val layer = map.layers[layerIndex]
         panel.findViewById<TextView>(R.id.cell_title).text =
             if (map.kinds[token] == TokenKind.IMAGE) label(token)
             else context.getString(R.string.cell_title, label(token), nameOf(map.kinds[token]))

@@ -177,7 +177,6 @@ class ChatTest {
         val first = controller.get()
         val session = (app.loadedModel.state as LoadedModel.State.Ready).session
         val turn = interrupted(controller.get()) {
-            Screenshot.of(first).save("chat-running")
             first.findViewById<EditText>(R.id.question).setText("And now?")
             RuntimeEnvironment.setQualifiers("+land")
             controller.configurationChange(app.resources.configuration)
@@ -304,6 +303,24 @@ class ChatTest {
         deliver(chat, File(repository, "examples/digits_vqa/images/scene-4.png").readBytes())
         assertEquals(SCENE_4, ask(chat, DESCRIBE).answer)
         assertNull(ShadowToast.getLatestToast())
+    }
+
+    @Test
+    fun aPhotoIsTakenAndAskedAbout() {
+        val chat = rule.openChat().get()
+        val camera = app.getString(R.string.take_photo)
+        chat.view(R.id.pictures).all().first { it.contentDescription == camera }.performClick()
+        val request = shadowOf(chat).nextStartedActivityForResult
+        val place = request.intent.clipData!!.getItemAt(0).uri
+        assertTrue(request.intent.flags and Intent.FLAG_GRANT_WRITE_URI_PERMISSION != 0)
+        val provider = Robolectric.buildContentProvider(SharedFilesProvider::class.java)
+            .create(SharedFilesProvider.AUTHORITY).get()
+        ParcelFileDescriptor.AutoCloseOutputStream(provider.openFile(place, "w")).use {
+            it.write(File(repository, "examples/digits_vqa/images/scene-4.png").readBytes())
+        }
+        shadowOf(chat).receiveResult(request.intent, RESULT_OK, Intent())
+        rule.settle()
+        assertEquals(SCENE_4, ask(chat, DESCRIBE).answer)
     }
 
     @Test

@@ -12,9 +12,16 @@ class ModelSource(val name: String, val files: List<Entry>) {
      * @property path relative to the model's folder.
      * @property bytes 0 where nobody knows.
      */
-    class Entry(val path: String, val bytes: Long, val open: () -> InputStream)
+    class Entry(val path: String, val bytes: Long, val open: () -> InputStream) {
+        /** What it may have at most: space was looked for on the word of whoever offers it. */
+        val limit: Long get() = if (bytes > 0) bytes else MAX_UNKNOWN_BYTES
+    }
 
     val bytes: Long get() = files.sumOf { it.bytes }
+
+    private companion object {
+        const val MAX_UNKNOWN_BYTES = 64L shl 20
+    }
 }
 
 /** How far a copy is. @property bytes of [total]; all of them while the sums of the files are checked. */
@@ -55,7 +62,7 @@ private fun copyFiles(source: ModelSource, part: File, isCancelled: () -> Boolea
     for (entry in source.files) {
         File(part, entry.path).writeAtomically { out ->
             entry.open().use { stream ->
-                stream.copyBounded(out, Long.MAX_VALUE, isCancelled) { count ->
+                stream.copyBounded(out, entry.limit, isCancelled) { count ->
                     done += count
                     val percent = (done * 100 / total).coerceAtMost(99)
                     if (percent != lastPercent) told(CopyProgress(source.name, done.coerceAtMost(total - 1), total))
