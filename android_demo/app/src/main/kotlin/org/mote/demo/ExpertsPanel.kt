@@ -70,7 +70,7 @@ internal class ExpertsPanel(private val panel: View) {
         for ((kind, color) in KIND_COLORS) {
             if (kind !in map.kinds) continue
             val start = legend.length
-            legend.append("▬ ")
+            legend.append("▬\u00A0")
             legend.setSpan(
                 ForegroundColorSpan(context.getColor(color)), start, legend.length, Spanned.SPAN_EXCLUSIVE_EXCLUSIVE,
             )

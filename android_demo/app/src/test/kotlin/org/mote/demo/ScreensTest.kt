@@ -59,6 +59,21 @@ class ScreensTest {
     }
 
     @Test
+    fun largeText() {
+        RuntimeEnvironment.setFontScale(1.5f)
+        showSystemBars()
+        val chat = rule.openChat().get()
+        shoot(chat, "chat-empty-large-text")
+        ask(chat, "What is the sum of the digits?")
+        val turn = ask(chat, "Describe the picture.")
+        shoot(chat, "chat-large-text")
+        val details = openDetails(chat, turn)
+        shoot(details, "experts-large-text")
+        details.view(R.id.tab_performance).performClick()
+        shoot(details, "performance-large-text")
+    }
+
+    @Test
     fun landscape() {
         RuntimeEnvironment.setQualifiers("+land")
         showSystemBars()
