@@ -22,8 +22,13 @@ internal class PictureStrip(
 ) {
     private val context = strip.context
     private val side = context.dp(56)
+    private var shown: Pair<String, Long?>? = null
 
+    /** Makes the strip anew only where it changed, so that TalkBack does not lose its place. */
     fun show(chosen: Picture) {
+        val content = chosen.key to pictures.own?.version
+        if (content == shown) return
+        shown = content
         strip.removeAllViews()
         add(button(R.drawable.ic_camera, R.string.take_photo, onCamera))
         add(button(R.drawable.ic_gallery, R.string.pick_picture, onGallery))
