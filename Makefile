@@ -67,7 +67,7 @@ test-cpp: $(SANITIZERS:%=test-cpp-%) test-cpp-arm
 test-cpp-%: $(VENV)/.stamp
 	cmake -S . -B build/test-$* -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMOTE_BUILD_TESTS=ON -DMOTE_BUILD_PLUGINS=$(PLUGINS_$*) \
 	  -DMOTE_SANITIZE=$(SANITIZE_$*) -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="$(CXX_FLAGS_$*)" >build/test-$*.log 2>&1 || { cat build/test-$*.log; exit 1; }
-	cmake --build build/test-$*
+	cmake --build build/test-$* --target mote_tests
 	$(RUN_$*) ctest --test-dir build/test-$* --parallel $$(nproc) --tests-regex '$(TESTS_$*)' --output-on-failure
 
 test-cpp-arm: $(VENV)/.stamp  ## the core's tests for 64-bit ARM, under QEMU
@@ -76,7 +76,7 @@ test-cpp-arm: $(VENV)/.stamp  ## the core's tests for 64-bit ARM, under QEMU
 	@mkdir -p build
 	cmake -S runtime/core -B build/test-arm -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake >build/test-arm.log 2>&1 || { cat build/test-arm.log; exit 1; }
-	cmake --build build/test-arm --target mote_core_tests
+	cmake --build build/test-arm --target mote_tests
 	for cpu in $(ARM_CPUS); do \
 	  test $$cpu = $(lastword $(ARM_CPUS)) && skip='^$$' || skip='$(SLOW_UNDER_QEMU)'; \
 	  QEMU_CPU=$$cpu ctest --test-dir build/test-arm --parallel $$(nproc) --exclude-regex "$$skip" --output-on-failure || exit 1; \

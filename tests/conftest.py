@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -15,15 +14,12 @@ DEMO_MODEL = Path(__file__).parent.parent / "examples" / "digits_vqa" / "model.p
 
 
 @pytest.fixture(scope="session")
-def demo_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with onnx/ and executorch/ of the demo model, made once for all processes of a test run. Not to be written to."""
-    from mote_export.exporter import export
+def demo_export() -> Path:
+    """A folder with onnx/ and executorch/ of the demo model, the one in the Android app's tests. Not to be written to."""
+    from android_demo.tools.models import export_demo_model
+    from android_demo.tools.paths import MODELS
+    from android_demo.tools.run import building
 
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # each process has a folder of its own in it
-    output = folder / "demo-export"
-    with FileLock(output.with_suffix(".lock")):
-        if not output.exists():  # it appears complete or not at all
-            export(DEMO_MODEL, output, ["onnx", "executorch"])
-    return output
+    with building():  # nothing to do if neither the exporter nor the plugin has changed since
+        export_demo_model()
+    return MODELS

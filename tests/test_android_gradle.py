@@ -37,12 +37,12 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scripts_fit_the_interfaces_of_gradle_and_of_the_android_plugin() -> None:
     built(gradle.check_scripts)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_compiler_notices_mistakes() -> None:
     texts = {name: (PROJECT / name).read_text() for name in gradle.SCRIPTS}
     for script, right, wrong, _ in MISTAKES:

@@ -180,8 +180,13 @@ def test_a_group_size_without_groups_is_refused(good: Path, capsys: pytest.Captu
     [
         ([], "(16.00 bits a weight)", "rounds the checkpoint's weights by 0.1"),
         (["--shared-expert", "float32"], "(32.00 bits a weight)", "keep every weight of the checkpoint"),
-        (["--shared-expert", "int8"], "(8.20 bits a weight)", "rounds the checkpoint's weights by 0."),
-        (["--shared-expert", "int4"], "(4.", "--shared-expert float32 keeps them"),
+        pytest.param(
+            ["--shared-expert", "int8"],
+            "(8.20 bits a weight)",
+            "rounds the checkpoint's weights by 0.",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(["--shared-expert", "int4"], "(4.", "--shared-expert float32 keeps them", marks=pytest.mark.long),
         (["--packing", "1.6bit"], "packed (1.", "rounds"),
     ],
 )
@@ -216,6 +221,7 @@ def test_sample_that_is_no_image(good: Path, tmp_path: Path, capsys: pytest.Capt
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long  # what test_disk_full has too, by another way
 def test_file_too_large_for_the_disk(good: Path, tmp_path: Path) -> None:
     """A write that the system refuses half-way; the limit on the size of a file stands in for a full disk."""
 

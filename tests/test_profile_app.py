@@ -209,7 +209,7 @@ def test_unplugged_at_any_command(profile: Profiler, *, during: bool) -> None:
     profile.install()
     profile()
     commands = len(profile.fake.log())
-    for number in range(2, commands + 1, 4):
+    for number in range(2, commands + 1, 6):
         profile.fake.replug()
         profile.fake.control(vanish_at=number, vanish_during=during)
         try:

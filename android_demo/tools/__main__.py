@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from android_demo.tools import apk, models, modules, natives, resources, tests
 from android_demo.tools.run import ToolError, building
@@ -23,7 +24,9 @@ def main() -> int:
     arguments = parser.parse_args()
     chosen = [module for module in modules.MODULES if getattr(arguments, "module", None) in (None, module.name)]
     if arguments.command == "test":
-        results = [tests.run_tests(module, arguments.only) for module in chosen]  # all, also behind one that failed
+        # One module is built while the tests of the one before run; all, also behind one that failed.
+        with ThreadPoolExecutor() as pool:
+            results = list(pool.map(lambda module: tests.run_tests(module, arguments.only), chosen))
         return 0 if all(results) else 1
     with building():
         build(arguments.command, chosen)

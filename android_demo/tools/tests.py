@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from android_demo.tools import maven, resources
@@ -24,7 +25,12 @@ def run_tests(module: Module, only: str | None = None) -> bool:
         classes = [name for name in _test_classes(module) if only is None or only in name]
         if not classes:
             return True
-        return subprocess.run([*command, *classes], cwd=ROOT, env=os.environ | ENVIRONMENT).returncode == 0
+        environment = os.environ | ENVIRONMENT
+        junit = subprocess.run(
+            [*command, *classes], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        print(f"{module.name}:\n{junit.stdout}", flush=True)  # at once, as another module's tests may run beside these
+        return junit.returncode == 0
 
 
 def junit_command(module: Module, folder: Path, **properties: Path) -> list[str]:
@@ -32,10 +38,11 @@ def junit_command(module: Module, folder: Path, **properties: Path) -> list[str]
 
     `folder` takes what the command needs for itself, and `properties` are system properties `mote.NAME` beside those of all tests.
     """
-    with building():
-        resources.collect_assets()
+    with building(), ThreadPoolExecutor(1) as pool:
+        assets = pool.submit(resources.collect_assets)  # a first export of the demo model takes a minute of one core
         build_desktop()
         compile_tests(module)
+        assets.result()
         class_path = _copy(_class_path(module), folder)
     own = [f"-Dmote.{name}={value}" for name, value in properties.items()]
     path = ":".join(map(str, class_path))
