@@ -1,12 +1,13 @@
 """What profiling costs: decode speed of a model of real shape with nothing recorded, and with each source of a trace.
 
-    python -m benchmarks.profile_cost [--export DIR] [--runtime NAME] [--rounds 15] [--threads 2]
+    python -m benchmarks.profile_cost [--export DIR] [--runtime NAME] [--rounds 3] [--threads 2]
 
 Without DIR (what mote-export wrote for both targets) it makes a model of Qwen2.5-1.5B's shape with two layers, random
 weights and a smaller vocabulary, which takes about three minutes and 8 GB of memory. The model is open once for each way of
 running, all in one process, and their answers take turns step by step, in an order that rotates. So a step and the one it is
-compared with are a fraction of a second apart, and whatever else the machine does meets both. The unit is an answer: the
-median of the ratios of its steps. Prints a table.
+compared with are a fraction of a second apart, and whatever else the machine does meets both. Models opened first are slower
+than later ones by up to a tenth, as their memory lies elsewhere; so all are opened anew in five orders, in which each way has
+every place once. The unit is an answer: the median of the ratios of its steps. Prints a table.
 """
 
 import argparse
@@ -34,6 +35,14 @@ from mote_runtime.profile.trace.inner import InnerTrace
 
 LAYERS, VOCAB = 2, 32768
 OFF = "measured repetitions"
+# What is recorded in each way of running; None: a model as users load it, by the same code as OFF.
+RECORDED: dict[str, tuple[str, ...] | None] = {
+    "mote_runtime.load": None,
+    OFF: (),
+    "traced: phases": ("phases",),
+    "traced: operators": ("operators",),
+    "traced: operators and phases": ("operators", "phases"),
+}
 
 Times: TypeAlias = tuple[float, float]  # by the clock and of the processor, of all threads
 
@@ -79,34 +88,36 @@ class Way:
 
 
 def measure(folder: Path, threads: int, rounds: int, new_tokens: int) -> dict[str, npt.NDArray[np.float64]]:
-    """Times in seconds [rounds, steps, 2] of each way, by the clock and of the processor."""
+    """Times in seconds [answers, steps, 2] of each way, by the clock and of the processor; `rounds` answers in each order."""
     common = Settings("", "", None, max_new_tokens=new_tokens, threads=threads, warmup=1)
     settings = host.settings_for(folder, common, verify=False)
-    with MemorySampler() as sampler, tempfile.TemporaryDirectory() as profiles, contextlib.ExitStack() as stack:
-
-        def subject(profile: str | None) -> Subject:
-            made = Subject(settings, sampler, Path(profiles) if profile else None, traced=profile is not None)
-            stack.callback(made.close)
-            return made
-
-        operators, both = subject("operators"), subject("both")
-        target: Any = operators.manifest.target
-        ways = {
-            "mote_runtime.load": Way(stack.enter_context(mote_runtime.load(folder, threads=threads, verify=False))),
-            OFF: Way(subject(None).pipeline),
-            "traced: phases": Way(subject(None).pipeline, InnerTrace(target)),
-            "traced: operators": Way(operators.pipeline),
-            "traced: operators and phases": Way(both.pipeline, InnerTrace(target)),
-        }
-        times: dict[str, list[list[Times]]] = {name: [] for name in ways}
-        for number in range(rounds + 1):
-            answer = _take_turns(ways, new_tokens)
-            for name, steps in answer.items():
-                if number:  # the first round warms up
-                    times[name].append(steps)
-        for traced in (operators, both):
-            traced.observed.end_profile()  # type: ignore[union-attr]
+    names = list(RECORDED)
+    times: dict[str, list[list[Times]]] = {name: [] for name in names}
+    for order in range(len(names)):
+        with contextlib.ExitStack() as stack:
+            opened = {name: _open(name, settings, stack) for name in names[order:] + names[:order]}
+            ways = {name: opened[name] for name in names}
+            for number in range(rounds + 1):
+                answer = _take_turns(ways, new_tokens)
+                for name, steps in answer.items():
+                    if number:  # the first round warms up
+                        times[name].append(steps)
     return {name: np.array(values) for name, values in times.items()}
+
+
+def _open(name: str, settings: Settings, stack: contextlib.ExitStack) -> Way:
+    """The model for one way of running, until the stack is closed."""
+    recorded = RECORDED[name]
+    if recorded is None:
+        return Way(stack.enter_context(mote_runtime.load(settings.path, threads=settings.threads, verify=False)))
+    sampler = stack.enter_context(MemorySampler())
+    profiles = Path(stack.enter_context(tempfile.TemporaryDirectory())) if "operators" in recorded else None
+    subject = Subject(settings, sampler, profiles, traced=profiles is not None)
+    stack.callback(subject.close)
+    if subject.observed is not None:
+        stack.callback(subject.observed.end_profile)
+    target: Any = subject.manifest.target
+    return Way(subject.pipeline, InnerTrace(target) if "phases" in recorded else None)
 
 
 def _take_turns(ways: Mapping[str, Way], new_tokens: int) -> dict[str, list[Times]]:
@@ -145,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--export", type=Path, metavar="DIR")
     parser.add_argument("--runtime", choices=("onnxruntime", "executorch"))
-    parser.add_argument("--rounds", type=int, default=15, help="answers of each way")
+    parser.add_argument("--rounds", type=int, default=3, help="answers of each way in each of the five orders")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     arguments = parser.parse_args()
