@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_adb import SERIAL, FakeAdb
+from test_profile_device import a_record as runner_record
 
 from mote_runtime.cli.profile import main
 from mote_runtime.errors import MoteError
@@ -16,7 +17,6 @@ from mote_runtime.profile.devices import app as app_module
 from mote_runtime.profile.devices.app import DEFAULT_APP, measure_in_app
 from mote_runtime.profile.devices.options import DeviceOptions
 from mote_runtime.profile.devices.results import DeviceMeasurements
-from mote_runtime.profile.record import Memory, Record, Repetition
 from mote_runtime.profile.settings import Settings
 
 FILES = f"sdcard/Android/data/{DEFAULT_APP}/files"
@@ -51,13 +51,12 @@ echo "Starting: Intent { cmp=$component }"
 
 
 def a_record() -> dict[str, object]:
-    repetition = Repetition(
-        1e3, 1001.0, 1002.0, 1010.0, 1010.5, 1050.0, 0.1, 20, 2, 1, 2000.0, 25.0, (7, 8), (1010.5, 1050.0)
-    )
-    memory = Memory(((1e3, 1 << 20, 2 << 20),), 1 << 20, 2 << 20)
-    return Record(
-        "mote-demo 0.1.0", "onnxruntime", "1.29.0", None, 2, None, 1, 900.0, 990.0, (repetition,), memory
-    ).to_json()
+    return runner_record() | {
+        "tool": "mote-demo 0.1.0",
+        "runtime": "onnxruntime",
+        "runtime_version": "1.29.0",
+        "isa": None,
+    }
 
 
 class Profiler:

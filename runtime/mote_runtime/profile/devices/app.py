@@ -58,11 +58,7 @@ def measure_in_app(
     keep = [] if options.cleanup else [bundle for bundle in bundles if bundle is not run]
     folder = DeviceFolder.in_folder(device, files)
     with cleaned_up_after_errors(folder, keep):
-        folder.lock([bundle for bundle in bundles if bundle not in keep])
-        missing = folder.missing(bundles)
-        folder.check_space(missing, facts.free_bytes)
-        folder.make(bundles)
-        folder.push(missing, say)
+        folder.place(bundles, keep, facts.free_bytes, say)
         session = _Session(device, options, app, folder, run, scratch, say)
         measurements = tuple(session.measure(job) for job in jobs)
         return DeviceMeasurements(facts, _abi(facts), measurements, clean_up(folder, keep))

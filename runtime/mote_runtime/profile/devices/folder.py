@@ -88,6 +88,16 @@ class DeviceFolder:
         """Under one of `facts.WORKING_FOLDERS`."""
         return cls(device, f"{working_folder}/{NAME}")
 
+    def place(
+        self, bundles: Sequence[Bundle], keep: Sequence[Bundle], free_bytes: int, say: Callable[[str], None]
+    ) -> None:
+        """Take the lock and push what is missing, for a run that will leave nothing but `keep`; raises MoteError."""
+        self.lock([bundle for bundle in bundles if bundle not in keep])
+        missing = self.missing(bundles)
+        self.check_space(missing, free_bytes)
+        self.make(bundles)
+        self.push(missing, say)
+
     def lock(self, bundles: Sequence[Bundle]) -> None:
         """Take the lock, for a run that will leave nothing of these bundles.
 
