@@ -12,13 +12,12 @@ from mote_export import __version__
 from mote_export.cli.export import EXIT_FAILURE, EXIT_OK, MIB, positive, silence_libraries
 from mote_export.defaults import DEFAULT_SHARED_GROUP_SIZE
 from mote_runtime.errors import MoteError
-from mote_runtime.manifest import SHARED_GROUP_SIZES
+from mote_runtime.manifest import MAX_EXPERTS, SHARED_GROUP_SIZES
 
 if TYPE_CHECKING:
     from mote_export.memory import DecoderSizes, MemoryRow
 
 DEFAULT_EXPERTS = 4  # of the paper
-MAX_EXPERTS = 256
 _MAX_CONFIG_BYTES = 16 << 20
 
 EXAMPLES = """\
