@@ -11,8 +11,8 @@ from transformers import (
     Qwen2TokenizerFast,
 )
 
-from mote_export.model.configuration import MoteConfig
-from mote_export.model.modeling import MoteForConditionalGeneration
+from mote_export.model.configuration import MoteConfig, MoteTextConfig
+from mote_export.model.modeling import MoteForCausalLM, MoteForConditionalGeneration
 
 
 def register() -> None:
@@ -23,3 +23,6 @@ def register() -> None:
     AutoModelForCausalLM.register(MoteConfig, MoteForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(MoteConfig, LlavaProcessor, exist_ok=True)
     AutoTokenizer.register(MoteConfig, Qwen2Tokenizer, Qwen2TokenizerFast, exist_ok=True)
+    AutoConfig.register(MoteTextConfig.model_type, MoteTextConfig, exist_ok=True)
+    AutoModelForCausalLM.register(MoteTextConfig, MoteForCausalLM, exist_ok=True)
+    AutoTokenizer.register(MoteTextConfig, Qwen2Tokenizer, Qwen2TokenizerFast, exist_ok=True)

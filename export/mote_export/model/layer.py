@@ -10,11 +10,10 @@ from mote_export.model.quantizers import fake_quantize_activations, fake_ternari
 ROUTER_INIT_STD = 0.02
 
 
-class TernaryExperts(nn.Module):
-    """E gated FFNs, `down(silu(gate(x)) * up(x))`, that compute with ternary weights and int8 activations.
+class RoutedExperts(nn.Module):
+    """E gated FFNs, `down(silu(gate(x)) * up(x))`, in full precision: the experts of MoE-LLaVA.
 
-    The parameters are the full-precision master weights that quantization-aware training updates:
-    gate_proj and up_proj [E, I, H], down_proj [E, H, I]. Each [., .] matrix has a ternary scale of its own.
+    Parameters: gate_proj and up_proj [E, I, H], down_proj [E, H, I].
     """
 
     def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int) -> None:
@@ -31,6 +30,14 @@ class TernaryExperts(nn.Module):
             for name, parameter in self.named_parameters():
                 parameter.copy_(mlp.get_parameter(f"{name}.weight"))
 
+    def used_weight(self, weight: Tensor) -> Tensor:
+        """What the forward pass computes with, for master weights [..., N, K]."""
+        return weight
+
+    def used_activations(self, x: Tensor) -> Tensor:
+        """What the linear layers are given, for activations [..., n]."""
+        return x
+
     def forward(self, x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
         """Weighted sum of the selected experts.
 
@@ -40,36 +47,72 @@ class TernaryExperts(nn.Module):
         Returns:
             [T, H], dtype of x.
         """
-        x_quantized = fake_quantize_activations(x)
+        x_used = self.used_activations(x)
         y = torch.zeros_like(x)
         for index in range(self.gate_proj.shape[0]):
             token, rank = torch.where(expert == index)
             if token.numel() == 0:
                 continue
-            tokens = x_quantized[token]
-            gate = F.linear(tokens, fake_ternarize(self.gate_proj[index]))
-            up = F.linear(tokens, fake_ternarize(self.up_proj[index]))
-            hidden = fake_quantize_activations(F.silu(gate) * up)
-            output = F.linear(hidden, fake_ternarize(self.down_proj[index]))
+            tokens = x_used[token]
+            gate = F.linear(tokens, self.used_weight(self.gate_proj[index]))
+            up = F.linear(tokens, self.used_weight(self.up_proj[index]))
+            hidden = self.used_activations(F.silu(gate) * up)
+            output = F.linear(hidden, self.used_weight(self.down_proj[index]))
             y = y.index_add(0, token, output * weight[token, rank, None].to(output.dtype))
         return y
 
 
+class TernaryExperts(RoutedExperts):
+    """`RoutedExperts` that compute with ternary weights and int8 activations.
+
+    The parameters are the full-precision master weights that quantization-aware training updates; each [., .] matrix has a
+    ternary scale of its own.
+    """
+
+    def used_weight(self, weight: Tensor) -> Tensor:
+        return fake_ternarize(weight)
+
+    def used_activations(self, x: Tensor) -> Tensor:
+        return fake_quantize_activations(x)
+
+
+class TernaryMLP(nn.Module):
+    """A gated FFN as a ternary expert computes it, for one that every token passes. Parameters as in the FFN it replaces."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj = mlp.get_submodule("gate_proj")
+        self.up_proj = mlp.get_submodule("up_proj")
+        self.down_proj = mlp.get_submodule("down_proj")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = fake_quantize_activations(x)
+        gate, up, down = (
+            fake_ternarize(self.get_parameter(f"{name}.weight")) for name in ("gate_proj", "up_proj", "down_proj")
+        )
+        hidden = fake_quantize_activations(F.silu(F.linear(x, gate)) * F.linear(x, up))
+        return F.linear(hidden, down)
+
+
 class MoteLayer(nn.Module):
-    """Replaces a gated MLP: the MLP itself as `shared_expert`, a `router` [E, H] without bias, and ternary `experts`.
+    """Replaces a gated MLP: the MLP itself as `shared_expert`, a `router` [E, H] without bias, and `experts`.
+
+    With other `settings.experts` and `settings.shared_expert` it is the layer of MoE-LLaVA or of an ablation.
 
     forward: [..., H] to [..., H]. In training mode `aux_loss` holds the load-balancing loss of the last forward pass;
     `expert_counts` [E] counts the tokens that each expert received in it.
     """
 
-    def __init__(self, shared_expert: nn.Module, settings: MoeSettings) -> None:
+    def __init__(self, mlp: nn.Module, settings: MoeSettings) -> None:
         super().__init__()
-        intermediate_size, hidden_size = shared_expert.get_parameter("gate_proj.weight").shape
+        intermediate_size, hidden_size = mlp.get_parameter("gate_proj.weight").shape
+        shared: dict[str, nn.Module | None] = {"full": mlp, "none": None}
+        experts = TernaryExperts if settings.experts == "ternary" else RoutedExperts
         self.settings = settings
-        self.shared_expert = shared_expert
+        self.shared_expert = TernaryMLP(mlp) if settings.shared_expert == "ternary" else shared[settings.shared_expert]
         self.router = nn.Linear(hidden_size, settings.num_experts, bias=False)
         nn.init.normal_(self.router.weight, std=ROUTER_INIT_STD)
-        self.experts = TernaryExperts(settings.num_experts, hidden_size, intermediate_size)
+        self.experts = experts(settings.num_experts, hidden_size, intermediate_size)
         self.aux_loss: Tensor | None = None
         self.expert_counts: Tensor | None = None
 
@@ -83,8 +126,8 @@ class MoteLayer(nn.Module):
             weight = weight / weight.sum(dim=-1, keepdim=True)
         self.expert_counts = torch.bincount(expert.flatten(), minlength=self.settings.num_experts).detach()
         self.aux_loss = router_load_balancing_loss(probability, self.expert_counts) if self.training else None
-        y = self.experts(x, expert, weight)
-        return self.shared_expert(hidden_states) + y.view_as(hidden_states)
+        y = self.experts(x, expert, weight).view_as(hidden_states)
+        return y if self.shared_expert is None else self.shared_expert(hidden_states) + y
 
 
 def router_load_balancing_loss(probability: Tensor, expert_counts: Tensor) -> Tensor:

@@ -21,6 +21,11 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     return isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
 
 
+def gated_mlps_by_layer(decoder: nn.Module) -> dict[int, nn.Module]:
+    """The modules of `find_gated_mlps`, by the number of their layer."""
+    return {_layer_index(name): decoder.get_submodule(name) for name in find_gated_mlps(decoder)}
+
+
 def _layer_index(name: str) -> int:
     """The number in a module's path, `layers.3.mlp`; -1 where there is none."""
     numbers = [part for part in name.split(".") if part.isdecimal()]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mote_export import ops
 from mote_export.defaults import DEFAULT_PACKING, DEFAULT_SHARED_EXPERT, DEFAULT_SHARED_GROUP_SIZE
-from mote_export.model import MoteLayer, TernaryExperts
+from mote_export.model import MoteLayer, RoutedExperts
 from mote_export.model.quantizers import ternarize
 from mote_export.packing import (
     LAYOUT_VERSION,
@@ -120,6 +120,7 @@ class PackedTernaryExperts(nn.Module):
         self.shared_rounding = Rounding()
         if options.has_shared_inside:
             form = SHARED_FORMATS[options.shared_format]
+            assert layer.shared_expert is not None
             shared, self.shared_rounding = _pack_shared_expert(layer.shared_expert, form, options.shared_group_size)
             weights |= shared
         self.input_names = tuple(weights)
@@ -149,7 +150,7 @@ class PackedMoteLayer(nn.Module):
         return y if self.shared_expert is None else self.shared_expert(hidden_states) + y
 
 
-def _pack_experts(experts: TernaryExperts, packing: Packing) -> dict[str, Tensor]:
+def _pack_experts(experts: RoutedExperts, packing: Packing) -> dict[str, Tensor]:
     """Packs expert by expert, so that the codes of one expert at a time exist unpacked."""
     gate_up, down, gate_up_scale, down_scale = [], [], [], []
     for index in range(experts.gate_proj.shape[0]):
@@ -197,11 +198,16 @@ def pack_ternary_experts(options: PackOptions | None = None) -> ModulePass:
 
     def check(module: nn.Module) -> str | None:
         assert isinstance(module, MoteLayer)
+        if not module.settings.is_mote:
+            return (
+                f"it has {module.settings.experts} routed experts with shared_expert {module.settings.shared_expert!r}, the "
+                "operator computes ternary ones beside a full one"
+            )
         widest = max(module.experts.gate_proj.shape[1:])
         if widest > MAX_WIDTH:
             return f"a matrix of its experts has {widest} rows or columns, at most {MAX_WIDTH} can be packed"
         parameters = [module.router.weight, *module.experts.parameters()]
-        if chosen.has_shared_inside:
+        if chosen.has_shared_inside and module.shared_expert is not None:
             parameters += module.shared_expert.parameters()
             for name in SHARED_PROJECTIONS:
                 kind = type(module.shared_expert.get_submodule(name))

@@ -4,7 +4,7 @@
 |---|---|---|
 | I, "connector" | the projector between vision tower and decoder | everything else |
 | II, "instruction" | projector and decoder of the dense model | vision tower |
-| III, "mote" | routed experts and routers of the MoTE layers | everything else, shared experts too |
+| III, "mote" | routed experts and routers of the MoTE layers | everything else, shared experts too unless they are ternary |
 
 The papers differ in what they do to the vision tower in stage II; `train_vision_tower=True` unfreezes it there.
 """
@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from mote_export.model import MoteLayer
+from mote_export.model.layer import TernaryMLP
 
 Stage = Literal["connector", "instruction", "mote"]
 
@@ -52,7 +53,9 @@ def set_trainable(model: nn.Module, stage: Stage, *, train_vision_tower: bool = 
 
 def _routed_parameters(model: nn.Module) -> set[int]:
     layers = [module for module in model.modules() if isinstance(module, MoteLayer)]
-    parts = [part for layer in layers for part in (layer.experts, layer.router)]
+    parts: list[nn.Module] = [part for layer in layers for part in (layer.experts, layer.router)]
+    # A ternary shared expert (an ablation) has to learn to be one.
+    parts += [layer.shared_expert for layer in layers if isinstance(layer.shared_expert, TernaryMLP)]
     return {id(parameter) for part in parts for parameter in part.parameters()}
 
 
