@@ -1,14 +1,17 @@
 """Checkpoints: what is read, and what is refused with one sentence. Files are hostile until checked."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_checkpoint
+from tiny import tiny_checkpoint, tiny_text_checkpoint, tiny_text_config
+from transformers import AutoTokenizer, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen2TokenizerFast
 
 from mote_export.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_folder, save_model_pt
+from mote_export.model import MoteForCausalLM
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,39 @@ def assert_same(loaded: Checkpoint, checkpoint: Checkpoint) -> None:
     torch.testing.assert_close(loaded.model.state_dict(), checkpoint.model.state_dict(), atol=0, rtol=0)
     assert loaded.files.items() >= checkpoint.files.items()  # save_pretrained adds generation_config.json
     assert not loaded.model.training
+
+
+@pytest.mark.parametrize("kind", [Qwen2Config, LlamaConfig])
+def test_text_only_round_trip(kind: type[PretrainedConfig], tmp_path: Path) -> None:
+    checkpoint = tiny_text_checkpoint(tiny_text_config(kind, tie_word_embeddings=kind is Qwen2Config))
+    save_model_pt(tmp_path / "model.pt", checkpoint.model, checkpoint.files)
+    save_folder(tmp_path / "folder", checkpoint)
+    assert not (tmp_path / "folder" / "processor_config.json").exists()
+    for path in (tmp_path / "model.pt", tmp_path / "folder"):
+        loaded = load_checkpoint(path)
+        assert_same(loaded, checkpoint)
+        assert isinstance(loaded.model, MoteForCausalLM)
+        assert not loaded.has_vision
+        assert isinstance(AutoTokenizer.from_pretrained(tmp_path / "folder"), Qwen2TokenizerFast)
+
+
+@pytest.mark.parametrize(("experts", "shared"), [("full", "none"), ("ternary", "ternary"), ("ternary", "none")])
+def test_baselines_and_ablations_round_trip(experts: str, shared: str, tmp_path: Path) -> None:
+    checkpoint = tiny_text_checkpoint(experts=experts, shared_expert=shared, top_k=2, normalize_topk=True)
+    save_model_pt(tmp_path / "model.pt", checkpoint.model, checkpoint.files)
+    loaded = load_checkpoint(tmp_path / "model.pt")
+    assert_same(loaded, checkpoint)
+    assert loaded.model.config.moe_settings == checkpoint.model.config.moe_settings
+
+
+def test_sizes_that_are_a_classs_own_may_be_left_out(tmp_path: Path) -> None:
+    """transformers does not write them."""
+    checkpoint = tiny_text_checkpoint(tiny_text_config(LlamaConfig, num_hidden_layers=1, max_position_embeddings=2048))
+    save_folder(tmp_path, checkpoint)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"].pop("max_position_embeddings", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_checkpoint(tmp_path).model.config.text_config.max_position_embeddings == 2048
 
 
 def test_model_pt_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -5,10 +5,17 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
+from transformers import (
+    AutoModelForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PretrainedConfig,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
 
 from mote_export.checkpoint import Checkpoint
-from mote_export.model import upcycle
+from mote_export.model import MoteModel, upcycle
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
@@ -85,9 +92,34 @@ def random_checkpoint(
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
     )  # fmt: skip
     model = upcycle(LlavaForConditionalGeneration(config), **moe)
+    scatter_experts(model)
+    return Checkpoint(name, model.eval(), companion_files(vision.image_size))
+
+
+def tiny_text_checkpoint(config: PretrainedConfig | None = None, seed: int = 0, **moe: Any) -> Checkpoint:
+    """A random model without pictures, of any decoder that transformers knows; by default a Qwen2 with tied embeddings."""
+    torch.manual_seed(seed)
+    model = upcycle(AutoModelForCausalLM.from_config(config or tiny_text_config(Qwen2Config)), **moe)
+    scatter_experts(model)
+    files = {name: text for name, text in companion_files(32).items() if name.startswith("tokenizer")}
+    return Checkpoint("tiny-text", model.eval(), files)
+
+
+def tiny_text_config(kind: type[PretrainedConfig], **changes: Any) -> PretrainedConfig:
+    """Of a decoder with the sizes of `tiny_checkpoint`'s and its tokenizer's ids."""
+    tokenizer = byte_tokenizer()
+    sizes = {
+        "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 128,
+        "tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
+    }  # fmt: skip
+    return kind(**(sizes | changes))
+
+
+def scatter_experts(model: MoteModel) -> None:
+    """Up-cycled experts are equal: makes them, and the router's choices, differ."""
     with torch.no_grad():
-        for layer in model.mote_layers():  # up-cycled experts are equal: make them, and the router's choices, differ
+        for layer in model.mote_layers():
             layer.router.weight.normal_(std=0.5)
             for parameter in layer.experts.parameters():
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
-    return Checkpoint(name, model.eval(), companion_files(vision.image_size))

@@ -1,14 +1,15 @@
 """What every checkpoint format yields, and the checks that all of them share. Files are hostile until checked."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
-from mote_export.model import MoteConfig, MoteForConditionalGeneration
+from mote_export.model import MoteConfig, MoteForCausalLM, MoteForConditionalGeneration, MoteModel, MoteTextConfig
 from mote_runtime.errors import MoteError
 
 # Text files that belong to a model; anything else in a checkpoint is refused rather than written to disk later.
@@ -20,6 +21,11 @@ COMMON_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_
 SIZES = {
     "text_config": (*COMMON_SIZES, "vocab_size", "max_position_embeddings"),
     "vision_config": (*COMMON_SIZES, "image_size", "patch_size", "num_channels"),
+}
+# The kinds of MoTE models: by model_type, the configuration, the model and the parts that have sizes.
+KINDS: Mapping[str, tuple[type[MoteConfig] | type[MoteTextConfig], type[PreTrainedModel], tuple[str, ...]]] = {
+    MoteConfig.model_type: (MoteConfig, MoteForConditionalGeneration, ("text_config", "vision_config")),
+    MoteTextConfig.model_type: (MoteTextConfig, MoteForCausalLM, ("text_config",)),
 }
 LM_HEAD = "lm_head.weight"
 REFUSED_KEYS = ("quantization_config", "auto_map")
@@ -38,14 +44,19 @@ class Checkpoint:
 
     Attributes:
         name: for people: of the file without its ending, or of the folder.
-        model: read from a file it is float32, in eval mode, on the CPU.
+        model: of either kind; read from a file it is float32, in eval mode, on the CPU.
         files: name to content of tokenizer.json, tokenizer_config.json and, where there are such, preprocessor_config.json,
             chat_template.jinja and generation_config.json.
     """
 
     name: str
-    model: MoteForConditionalGeneration
+    model: MoteModel
     files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether it takes pictures: `MoteForConditionalGeneration`, not `MoteForCausalLM`."""
+        return isinstance(self.model, MoteForConditionalGeneration)
 
 
 @dataclass(frozen=True)
@@ -57,8 +68,8 @@ class CheckpointFormat:
     load: Callable[[Path], Checkpoint]
 
 
-def build_model(source: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MoteForConditionalGeneration:
-    """A float32 model in eval mode from an untrusted configuration and state dict.
+def build_model(source: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MoteModel:
+    """A float32 model in eval mode from an untrusted configuration and state dict, of the kind that the configuration names.
 
     Nothing is allocated before every name and shape of the state dict has been compared with the configuration's model.
 
@@ -66,39 +77,52 @@ def build_model(source: Path, config: Mapping[str, Any], state: Mapping[str, Ten
         CheckpointError: see the message.
     """
     parsed = _parse_config(source, config)
-    _check_state(source, parsed, state)
-    model = MoteForConditionalGeneration.from_pretrained(
+    kind = KINDS[parsed.model_type][1]
+    _check_state(source, parsed, kind, state)
+    model: MoteModel = kind.from_pretrained(
         None, config=parsed, state_dict=dict(state), dtype=torch.float32, attn_implementation="sdpa"
     )
     return model.eval()
 
 
-def _parse_config(source: Path, config: Mapping[str, Any]) -> MoteConfig:
-    if config.get("model_type") != MoteConfig.model_type:
+def _parse_config(source: Path, config: Mapping[str, Any]) -> MoteConfig | MoteTextConfig:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in KINDS:
         raise CheckpointError(
-            f"{source} holds a model of type {config.get('model_type')!r}, expected 'mote': see mote_export.model.upcycle."
+            f"{source} holds a model of type {model_type!r}, expected {' or '.join(map(repr, KINDS))}: make it one with "
+            f"mote-upcycle."
         )
     if config.get("moe") is None:
         raise CheckpointError(f"{source} has no MoTE layer (its config has no 'moe'): up-cycle the model first.")
-    for key in REFUSED_KEYS:
-        if key in config:
-            raise CheckpointError(
-                f"{source} has config.{key}, which mote does not follow: export the original checkpoint."
-            )
+    refuse_keys(source, config)
+    config_class, _, sections = KINDS[model_type]
     try:
-        for section, names in SIZES.items():
-            _check_sizes(section, config[section], names)
-        parsed = MoteConfig(**{key: value for key, value in _without_ignored(config).items() if key != "model_type"})
-        _check_feature_layer(parsed)
+        for section in sections:
+            _check_sizes(section, config[section], SIZES[section])
+        parsed = config_class(**{key: value for key, value in without_ignored(config).items() if key != "model_type"})
+        for section in sections:  # what the file leaves to the class
+            _check_sizes(section, getattr(parsed, section).to_dict(), SIZES[section], must_have=True)
+        if isinstance(parsed, MoteConfig):
+            _check_feature_layer(parsed)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{source} has a configuration that cannot be used: {error}.") from error
     return parsed
 
 
-def _without_ignored(config: Mapping[str, Any]) -> dict[str, Any]:
+def refuse_keys(source: Path, config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for a quantized model and for one that brings code of its own."""
+    for key in REFUSED_KEYS:
+        if key in config:
+            raise CheckpointError(
+                f"{source} has config.{key}, which mote does not follow: use the original, unquantized checkpoint of a model "
+                f"that transformers knows."
+            )
+
+
+def without_ignored(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy without the ignored keys, at any depth."""
     return {
-        key: _without_ignored(value) if isinstance(value, dict) else value
+        key: without_ignored(value) if isinstance(value, dict) else value
         for key, value in config.items()
         if not str(key).startswith(IGNORED_PREFIXES)
     }
@@ -112,23 +136,23 @@ def _check_feature_layer(config: MoteConfig) -> None:
         raise ValueError(f"vision_feature_layer is {layer!r}, expected an integer from {-entries} to {entries - 1}")
 
 
-def _check_sizes(section: str, values: Any, names: tuple[str, ...]) -> None:
-    """Before a configuration class sees them: some build a list entry per layer."""
+def _check_sizes(section: str, values: Any, names: tuple[str, ...], *, must_have: bool = False) -> None:
+    """Once before a configuration class sees them, as some build a list entry per layer: a file may leave out a class's own."""
     if not isinstance(values, dict):
         raise ValueError(f"{section} is {values!r}, expected a dictionary")
     for name in names:
+        if name not in values and not must_have:
+            continue
         if type(values.get(name)) is not int or values[name] < 1:
             raise ValueError(f"{section}.{name} is {values.get(name)!r}, expected a positive integer")
-    if values["num_hidden_layers"] > MAX_LAYERS:
+    if values.get("num_hidden_layers", 1) > MAX_LAYERS:
         raise ValueError(f"{section}.num_hidden_layers is {values['num_hidden_layers']}, expected 1 to {MAX_LAYERS}")
 
 
-def _check_state(source: Path, config: MoteConfig, state: Mapping[str, Tensor]) -> None:
-    try:
-        with torch.device("meta"):
-            skeleton = MoteForConditionalGeneration(config)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{source} has a configuration that no model can be built from: {error}.") from error
+def _check_state(
+    source: Path, config: PretrainedConfig, kind: type[PreTrainedModel], state: Mapping[str, Tensor]
+) -> None:
+    skeleton = build_skeleton(source, config, kind)
     expected = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
     # As transformers decides it; the flag of the outer configuration has no effect.
     is_tied = config.get_text_config(decoder=True).tie_word_embeddings
@@ -136,24 +160,47 @@ def _check_state(source: Path, config: MoteConfig, state: Mapping[str, Tensor]) 
         raise CheckpointError(
             f"{source} has {LM_HEAD}, but its configuration ties it to the embedding: which one is meant?"
         )
-    missing = sorted(expected.keys() - state.keys() - ({LM_HEAD} if is_tied else set()))
-    unexpected = sorted(state.keys() - expected.keys())
-    if missing or unexpected:
-        kind, names = ("lacks", missing) if missing else ("has an unexpected", unexpected)
-        raise CheckpointError(
-            f"{source} {kind} tensor {names[0]} ({len(names)} such): it does not fit its own configuration."
-        )
+    check_names(source, state.keys(), expected.keys() - ({LM_HEAD} if is_tied else set()))
     for name, tensor in state.items():
-        if tensor.shape != expected[name]:
-            raise CheckpointError(
-                f"{source}: {name} has shape {list(tensor.shape)}, the configuration wants {list(expected[name])}."
-            )
-        if tensor.layout != torch.strided or tensor.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(f"{source}: {name} is {tensor.dtype}, expected a dense float32, float16 or bfloat16.")
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{source}: {name} contains NaN or infinity: the checkpoint is damaged or its training diverged."
-            )
+        check_kind(source, name, tensor.shape, expected[name], tensor.dtype)
+        check_values(source, name, tensor)
+
+
+def build_skeleton(source: Path, config: PretrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
+    """The model of a configuration on torch's meta device: names and shapes, no memory. Raises CheckpointError."""
+    try:
+        with torch.device("meta"):
+            return kind(config)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{source} has a configuration that no model can be built from: {error}.") from error
+
+
+def check_names(source: Path, found: Set[str], expected: Set[str]) -> None:
+    """Raises CheckpointError unless the tensors are those of the configuration's model, no more and no less."""
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
+    if missing or unexpected:
+        verb, names = ("lacks", missing) if missing else ("has an unexpected", unexpected)
+        raise CheckpointError(
+            f"{source} {verb} tensor {names[0]} ({len(names)} such): it does not fit its own configuration."
+        )
+
+
+def check_kind(source: Path, name: str, shape: Sequence[int], expected: Sequence[int], dtype: torch.dtype) -> None:
+    """Raises CheckpointError for a tensor of another shape or of no float type that mote reads."""
+    if tuple(shape) != tuple(expected):
+        raise CheckpointError(f"{source}: {name} has shape {list(shape)}, the configuration wants {list(expected)}.")
+    if dtype not in FLOAT_DTYPES:
+        raise CheckpointError(f"{source}: {name} is {dtype}, expected a dense float32, float16 or bfloat16.")
+
+
+def check_values(source: Path, name: str, tensor: Tensor) -> None:
+    """Raises CheckpointError unless the tensor is strided and finite."""
+    if tensor.layout != torch.strided:
+        raise CheckpointError(f"{source}: {name} is {tensor.layout}, expected a dense float32, float16 or bfloat16.")
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(
+            f"{source}: {name} contains NaN or infinity: the checkpoint is damaged or its training diverged."
+        )
 
 
 def check_files(source: Path, files: Mapping[Any, Any]) -> dict[str, str]:

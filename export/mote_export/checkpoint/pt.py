@@ -10,14 +10,14 @@ from torch import Tensor
 
 from mote_export.atomic import atomic_path
 from mote_export.checkpoint.base import LM_HEAD, Checkpoint, CheckpointError, CheckpointFormat, build_model, check_files
-from mote_export.model import MoteForConditionalGeneration
+from mote_export.model import MoteModel
 
 FORMAT_NAME = "mote-checkpoint"
 FORMAT_VERSION = 1
 ZIP_MAGIC = b"PK\x03\x04"
 
 
-def save_model_pt(path: Path, model: MoteForConditionalGeneration, files: Mapping[str, str]) -> None:
+def save_model_pt(path: Path, model: MoteModel, files: Mapping[str, str]) -> None:
     """Writes `model` in its present dtype, with its tokenizer and processor files; complete or not at all.
 
     Args:
