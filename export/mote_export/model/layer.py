@@ -1,5 +1,7 @@
 """The MoTE layer (arXiv 2506.14435): y = FFN_shared(x) + sum over the selected experts of p_e(x) * FFN_ternary_e(x)."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,7 +60,8 @@ class RoutedExperts(nn.Module):
             up = F.linear(tokens, self.used_weight(self.up_proj[index]))
             hidden = self.used_activations(F.silu(gate) * up)
             output = F.linear(hidden, self.used_weight(self.down_proj[index]))
-            y = y.index_add(0, token, output * weight[token, rank, None].to(output.dtype))
+            # Under autocast `output` is narrower than y.
+            y = y.index_add(0, token, (output * weight[token, rank, None].to(output.dtype)).to(y.dtype))
         return y
 
 
@@ -118,7 +121,8 @@ class MoteLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
-        logits = F.linear(x.float(), self.router.weight.float())
+        with _full_precision(x.device):
+            logits = F.linear(x.float(), self.router.weight.float())
         probability = logits.softmax(dim=-1)
         expert = logits.topk(self.settings.top_k, dim=-1).indices
         weight = probability.gather(-1, expert)
@@ -128,6 +132,13 @@ class MoteLayer(nn.Module):
         self.aux_loss = router_load_balancing_loss(probability, self.expert_counts) if self.training else None
         y = self.experts(x, expert, weight).view_as(hidden_states)
         return y if self.shared_expert is None else self.shared_expert(hidden_states) + y
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """No autocast within: a router in bfloat16 would choose other experts. Nothing where it is off, as in a graph for export."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def router_load_balancing_loss(probability: Tensor, expert_counts: Tensor) -> Tensor:
