@@ -7,3 +7,4 @@ DEFAULT_CONTEXT = 4096  # positions in the KV cache, where the model allows more
 DEFAULT_PACKING = "2bit"  # of the ternary experts
 DEFAULT_SHARED_EXPERT = "bf16"  # the format that the shared expert is stored in
 DEFAULT_SHARED_GROUP_SIZE = 128  # weights with a scale of their own, for int4
+DEFAULT_QUANTIZER = "rtn"  # a key of mote_export.quantize.METHODS

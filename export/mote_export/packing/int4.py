@@ -1,11 +1,11 @@
 """The `int4` format of the shared expert (docs/layout.md, docs/operator.md): two codes a byte, a bfloat16 scale a group."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mote_export.packing.lines import LANES, from_lines, from_planes, tiles, to_lines, to_planes
+from mote_export.packing.lines import LANES, from_lines, from_planes, to_lines, to_planes
+from mote_export.packing.rounding import absmax_scale, round_to_scale
 
 PLANES = 2
 INPUTS = LANES * PLANES  # of a line
@@ -23,13 +23,8 @@ def quantize_int4(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     Returns:
         codes: int8 [N, K] in -8..7. scale: bfloat16 [N, ceil(K / group_size)]; the codes are made for the rounded scale.
     """
-    rows, cols = weight.shape
-    groups = tiles(cols, group_size)
-    padded = torch.nn.functional.pad(weight.float(), (0, groups * group_size - cols)).view(rows, groups, group_size)
-    scale = (padded.abs().amax(dim=2, keepdim=True) / float(GREATEST)).bfloat16()
-    codes = (padded / scale.float()).round().clamp(LEAST, GREATEST)
-    codes = torch.where(scale == 0, 0.0, codes).to(torch.int8)
-    return codes.view(rows, groups * group_size)[:, :cols].contiguous(), scale.squeeze(2)
+    scale = absmax_scale(weight, group_size, GREATEST)
+    return round_to_scale(weight, scale, group_size, LEAST, GREATEST), scale
 
 
 def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -1,11 +1,11 @@
 """The `int8` format of the shared expert (docs/layout.md, docs/operator.md): a code a byte, a bfloat16 scale a row."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mote_export.packing.lines import LANES, from_lines, from_planes, to_lines, to_planes
+from mote_export.packing.rounding import absmax_scale, round_to_scale
 
 INPUTS = LANES
 GREATEST = 127
@@ -20,10 +20,8 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         codes: int8 [N, K] in -127..127. scale: bfloat16 [N, 1]; the codes are made for the rounded scale.
     """
-    weight = weight.float()
-    scale = (weight.abs().amax(dim=1, keepdim=True) / float(GREATEST)).bfloat16()
-    codes = (weight / scale.float()).round().clamp(-GREATEST, GREATEST)
-    return torch.where(scale == 0, 0.0, codes).to(torch.int8), scale
+    scale = absmax_scale(weight, weight.shape[1], GREATEST)
+    return round_to_scale(weight, scale, weight.shape[1], -GREATEST, GREATEST), scale
 
 
 def pack_int8(codes: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -1,0 +1,213 @@
+"""Quantizes parts of a model inside torch: values become codes * scale, so that its accuracy can be measured before an export."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mote_export.model import MoteLayer, MoteModel, RoutedExperts, TernaryExperts, find_gated_mlps
+from mote_export.model.surgery import PROJECTIONS
+from mote_export.quantize.base import QuantizedWeight, Rounding, WeightFormat, fitting_group
+from mote_export.quantize.matrix import check_method, quantize
+from mote_runtime.errors import MoteError
+
+ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+SHARED_EXPERTS = "shared_experts"
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """Which parts are rounded, and how; None leaves a part as it is.
+
+    Attributes:
+        shared_experts: FFNs in full precision beside routed experts, as `mote-export --shared-expert int8|int4` stores them.
+        routed_experts: routed experts in full precision, those of MoE-LLaVA; ternary ones are never touched.
+        dense_mlps: gated FFNs of decoder layers without experts.
+        attention: query, key, value and output projections of the decoder.
+        projector: linear layers between the vision tower and the decoder.
+        lm_head: the output layer.
+        embedding: of tokens. A head tied to it stays tied if both are given one format, else each becomes a matrix of its own.
+
+    Raises:
+        MoteError: no part is given, or an unknown method.
+    """
+
+    shared_experts: WeightFormat | None = None
+    routed_experts: WeightFormat | None = None
+    dense_mlps: WeightFormat | None = None
+    attention: WeightFormat | None = None
+    projector: WeightFormat | None = None
+    lm_head: WeightFormat | None = None
+    embedding: WeightFormat | None = None
+
+    def __post_init__(self) -> None:
+        if not self.chosen:
+            raise MoteError(f"nothing is to be quantized, expected a format for one of {', '.join(PARTS)}.")
+        for form in self.chosen.values():
+            check_method(form.method)
+
+    @property
+    def chosen(self) -> dict[str, WeightFormat]:
+        """The parts that are rounded."""
+        return {field.name: form for field in fields(self) if (form := getattr(self, field.name)) is not None}
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What became of a part.
+
+    Attributes:
+        part: a field of `QuantizeOptions`.
+        format: as it was asked for.
+        matrices, parameters: of the part; a head tied to the embedding has none of its own.
+        code_bytes, scale_bytes: codes at their bits, scales at 16 bits.
+        rounding: root mean square change of the weights, in units of their root mean square.
+    """
+
+    part: str
+    format: WeightFormat
+    matrices: int
+    parameters: int
+    code_bytes: int
+    scale_bytes: int
+    rounding: float
+
+    @property
+    def total_bytes(self) -> int:
+        return self.code_bytes + self.scale_bytes
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What `quantize_model_` did, part by part."""
+
+    parts: tuple[PartReport, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Of the rounded parts together."""
+        return sum(part.total_bytes for part in self.parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "parts": [asdict(part) | {"total_bytes": part.total_bytes} for part in self.parts],
+            "total_bytes": self.total_bytes,
+        }
+
+
+def _weights(modules: Iterator[nn.Module], names: tuple[str, ...]) -> Iterator[Tensor]:
+    for module in modules:
+        for name in names:
+            linear = module.get_submodule(name)
+            if type(linear) is not nn.Linear:
+                raise MoteError(
+                    f"{name} of a {type(module).__name__} is of type {type(linear).__name__}, only plain linear layers can be "
+                    "quantized."
+                )
+            yield linear.weight
+
+
+def _shared_experts(model: MoteModel) -> Iterator[Tensor]:
+    layers = (layer for layer in model.mote_layers() if layer.settings.shared_expert == "full")
+    return _weights((layer.shared_expert for layer in layers if layer.shared_expert is not None), PROJECTIONS)
+
+
+def _routed_experts(model: MoteModel) -> Iterator[Tensor]:
+    for module in model.modules():
+        if isinstance(module, RoutedExperts) and not isinstance(module, TernaryExperts):
+            yield from (module.get_parameter(name) for name in PROJECTIONS)
+
+
+def _dense_mlps(model: MoteModel) -> Iterator[Tensor]:
+    decoder = model.get_decoder()
+    experts = [name for name, module in decoder.named_modules() if isinstance(module, MoteLayer)]
+    names = [name for name in find_gated_mlps(decoder) if not name.startswith(tuple(f"{layer}." for layer in experts))]
+    return _weights((decoder.get_submodule(name) for name in names), PROJECTIONS)
+
+
+def _attention(model: MoteModel) -> Iterator[Tensor]:
+    return _weights((layer.self_attn for layer in model.get_decoder().layers), ATTENTION_PROJECTIONS)
+
+
+def _projector(model: MoteModel) -> Iterator[Tensor]:
+    projector = getattr(model, "multi_modal_projector", None)
+    if projector is not None:
+        yield from (module.weight for module in projector.modules() if isinstance(module, nn.Linear))
+
+
+def _lm_head(model: MoteModel) -> Iterator[Tensor]:
+    yield model.get_output_embeddings().get_parameter("weight")
+
+
+def _embedding(model: MoteModel) -> Iterator[Tensor]:
+    yield model.get_input_embeddings().get_parameter("weight")
+
+
+PARTS: dict[str, Callable[[MoteModel], Iterator[Tensor]]] = {
+    SHARED_EXPERTS: _shared_experts,
+    "routed_experts": _routed_experts,
+    "dense_mlps": _dense_mlps,
+    "attention": _attention,
+    "projector": _projector,
+    "lm_head": _lm_head,
+    "embedding": _embedding,
+}
+
+
+def quantize_model_(model: MoteModel, options: QuantizeOptions) -> QuantizeReport:
+    """Rounds the parts that `options` name, in place: every weight becomes code * scale, in float32.
+
+    Args:
+        model: in float32, on any device; matrices are rounded one at a time.
+
+    Raises:
+        MoteError: a part that the model lacks, weights in another dtype, or NaN or infinity in them. Parts before that one are
+            already rounded, so drop the model.
+    """
+    _untie_head(model, options)
+    done: set[int] = set()  # a tied matrix is rounded, and counted, once
+    return QuantizeReport(tuple(_round_part(model, part, form, done) for part, form in options.chosen.items()))
+
+
+def _round_part(model: MoteModel, part: str, form: WeightFormat, done: set[int]) -> PartReport:
+    parameters = list(PARTS[part](model))
+    if not parameters:
+        raise MoteError(f"{part} are to be quantized, but {type(model).__name__} has none.")
+    rounding, matrices, weights, code_bytes, scale_bytes = Rounding(), 0, 0, 0, 0
+    for parameter in parameters:
+        if parameter.dtype != torch.float32:
+            raise MoteError(
+                f"{part} are in {parameter.dtype}, expected torch.float32: convert the model first, model.float()."
+            )
+        if id(parameter) in done:
+            continue
+        done.add(id(parameter))
+        for matrix in parameter.data.unbind() if parameter.dim() == 3 else (parameter.data,):
+            quantized = quantize_matrix(matrix, form, part)
+            rounding += quantized.rounding(matrix)
+            matrix.copy_(quantized.dequantize())
+            matrices, weights = matrices + 1, weights + matrix.numel()
+            code_bytes, scale_bytes = code_bytes + quantized.code_bytes, scale_bytes + quantized.scale_bytes
+    return PartReport(part, form, matrices, weights, code_bytes, scale_bytes, rounding.relative)
+
+
+def quantize_matrix(weight: Tensor, form: WeightFormat, part: str) -> QuantizedWeight:
+    """A matrix of `part`, in the groups that an export stores it in.
+
+    The packed layout of a shared expert allows a shorter last group; the groups of stock operators divide the inputs.
+    """
+    inputs, wanted = weight.shape[1], form.wanted_group
+    group = wanted if part == SHARED_EXPERTS else fitting_group(inputs, wanted)
+    return quantize(weight, form.bits, group, form.method)
+
+
+def _untie_head(model: MoteModel, options: QuantizeOptions) -> None:
+    """Gives a tied head a matrix of its own where the two become different."""
+    head, embedding = (next(PARTS[part](model)) for part in ("lm_head", "embedding"))
+    if head is not embedding or options.lm_head == options.embedding:
+        return
+    model.get_output_embeddings().weight = nn.Parameter(head.detach().clone(), requires_grad=head.requires_grad)
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
