@@ -1,6 +1,7 @@
 """The MoTE layer (arXiv 2506.14435): y = FFN_shared(x) + sum over the selected experts of p_e(x) * FFN_ternary_e(x)."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -102,8 +103,11 @@ class MoteLayer(nn.Module):
 
     With other `settings.experts` and `settings.shared_expert` it is the layer of MoE-LLaVA or of an ablation.
 
-    forward: [..., H] to [..., H]. In training mode `aux_loss` holds the load-balancing loss of the last forward pass;
-    `expert_counts` [E] counts the tokens that each expert received in it.
+    forward: [..., H] to [..., H]. Of the last forward pass, without the tokens that `token_mask` leaves out, it keeps
+    `expert_counts`, int64 [E], the tokens that each expert received, and in training mode `probability_sum`, [E], with a
+    gradient, and `aux_loss`, the load-balancing loss of both.
+
+    `token_mask`: bool, one entry a token of the coming forward passes, False for padding; the model's forward sets it.
     """
 
     def __init__(self, mlp: nn.Module, settings: MoeSettings) -> None:
@@ -116,8 +120,25 @@ class MoteLayer(nn.Module):
         self.router = nn.Linear(hidden_size, settings.num_experts, bias=False)
         nn.init.normal_(self.router.weight, std=ROUTER_INIT_STD)
         self.experts = experts(settings.num_experts, hidden_size, intermediate_size)
-        self.aux_loss: Tensor | None = None
+        self.token_mask: Tensor | None = None
+        self.probability_sum: Tensor | None = None
         self.expert_counts: Tensor | None = None
+
+    @property
+    def aux_loss(self) -> Tensor | None:
+        """The load-balancing loss of the last forward pass; None where it was not in training mode."""
+        if self.probability_sum is None or self.expert_counts is None:
+            return None
+        return balancing_loss_of_sums(self.probability_sum, self.expert_counts, self.num_tokens(self.expert_counts))
+
+    def num_tokens(self, expert_counts: Tensor) -> Tensor:
+        """How many tokens were counted: each is sent to `top_k` experts."""
+        return expert_counts.sum() // self.settings.top_k
+
+    def train(self, mode: bool = True) -> Self:
+        # A mask stays for gradient checkpointing, which runs the layer again in the backward pass; not for another use of it.
+        self.token_mask = self.probability_sum = None
+        return super().train(mode)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
@@ -128,10 +149,16 @@ class MoteLayer(nn.Module):
         weight = probability.gather(-1, expert)
         if self.settings.normalize_topk:
             weight = weight / weight.sum(dim=-1, keepdim=True)
-        self.expert_counts = torch.bincount(expert.flatten(), minlength=self.settings.num_experts).detach()
-        self.aux_loss = router_load_balancing_loss(probability, self.expert_counts) if self.training else None
+        self._record(probability, expert)
         y = self.experts(x, expert, weight).view_as(hidden_states)
         return y if self.shared_expert is None else self.shared_expert(hidden_states) + y
+
+    def _record(self, probability: Tensor, expert: Tensor) -> None:
+        if self.token_mask is not None:
+            is_token = self.token_mask.reshape(-1)
+            probability, expert = probability[is_token], expert[is_token]
+        self.expert_counts = torch.bincount(expert.flatten(), minlength=self.settings.num_experts).detach()
+        self.probability_sum = probability.sum(dim=0) if self.training else None
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[None]:
@@ -150,5 +177,18 @@ def router_load_balancing_loss(probability: Tensor, expert_counts: Tensor) -> Te
     Returns:
         A scalar with a gradient through `probability`.
     """
+    return balancing_loss_of_sums(probability.sum(dim=0), expert_counts, probability.shape[0])
+
+
+def balancing_loss_of_sums(probability_sum: Tensor, expert_counts: Tensor, tokens: Tensor | int) -> Tensor:
+    """`router_load_balancing_loss` from sums over tokens.
+
+    Args:
+        probability_sum: [E], of the router's softmax over tokens. expert_counts: int64 [E]. tokens: T, that the mean is over.
+
+    The loss is linear in `probability_sum`: with the counts and T of all processes, the processes' losses add up to that of all
+    their tokens.
+    """
     fraction = expert_counts / expert_counts.sum().clamp(min=1)
-    return probability.shape[-1] * (fraction * probability.mean(dim=0)).sum()
+    mean = probability_sum / (tokens.clamp(min=1) if isinstance(tokens, Tensor) else max(1, tokens))
+    return probability_sum.shape[-1] * (fraction * mean).sum()
