@@ -75,7 +75,7 @@ def test_verbose_adds_timings_on_stderr(folder: Path, capfd: pytest.CaptureFixtu
 def test_what_c_prints_to_stdout_is_no_part_of_the_answer(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code = (
         "import ctypes, sys; from mote_runtime.cli import run\n"
-        "with run._reserved_stdout() as stdout:\n"
+        "with run.reserved_stdout() as stdout:\n"
         "    ctypes.CDLL(None).printf(b'from C\\n'); print('from Python'); stdout.write('answer\\n')\n"
         "print('after')\n"
     )

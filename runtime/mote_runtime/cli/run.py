@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("mote-run", "mote_runtime"):
         logging.getLogger(name).setLevel(level)
     try:
-        with _reserved_stdout() as stdout:
+        with reserved_stdout() as stdout:
             _run(arguments, stdout)
         return EXIT_OK
     except KeyboardInterrupt:
@@ -166,7 +166,7 @@ def _log_timings(answer: mote_runtime.Answer) -> None:
 
 
 @contextlib.contextmanager
-def _reserved_stdout() -> Iterator[TextIO]:
+def reserved_stdout() -> Iterator[TextIO]:
     """The real stdout for the answer alone; meanwhile what a C library prints to its stdout goes to stderr.
 
     ExecuTorch's libraries log to C's stdout. Where stdout is not the process's file 1 (a test, a notebook), there
