@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mote_export.model import MoteForConditionalGeneration
+from mote_export.model import MoteModel
 from mote_export.passes.attention import rotary_tables
 from mote_runtime.errors import MoteError
 
@@ -41,7 +41,7 @@ class ExportedDecoder(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, model: MoteForConditionalGeneration, context_length: int) -> None:
+    def __init__(self, model: MoteModel, context_length: int) -> None:
         super().__init__()
         self.decoder = model.get_decoder()
         check_decoder(self.decoder)

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from mote_export.manifest import Source, add_verification, check_manifest, num_i
 from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts, pack_ternary_linear
 from mote_export.report import ExpertMemory, expert_memory
 from mote_export.targets import TARGETS, ExportSettings, Target
-from mote_export.tokens import tokenizer_files
+from mote_export.text_tokens import QUESTION
+from mote_export.tokens import load_tokenizer, tokenizer_files
 from mote_export.verify import Sample, Verification, default_samples, verify_folder
 from mote_runtime.errors import MoteError
 from mote_runtime.library import get_library_path
-from mote_runtime.manifest import MANIFEST_NAME
+from mote_runtime.manifest import MANIFEST_NAME, Manifest
+from mote_runtime.tokenizer import PromptTokenizer
 
 ROOM_FOR_TEXT = 32  # tokens of the prompt's frame, a short question and a short answer
 
@@ -77,11 +80,12 @@ def export(
     checkpoint = load_checkpoint(source) if isinstance(source, Path) else _copy(source)
     settings = ExportSettings(choose_context(checkpoint, context_length), opset, portable)
     pack = pack or PackOptions()
-    # Refuse an unusable tokenizer or image processor before the long work.
-    check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack)
+    # Refuse an unusable tokenizer, image processor or sample before the long work.
+    check_prompt(checkpoint, check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack))
+    samples = (*default_samples(checkpoint.has_vision), *check_samples(checkpoint, samples)) if verify else ()
     apply_passes(checkpoint.model.get_decoder(), (pack_ternary_experts(pack), pack_ternary_linear(pack.packing)))
     origin = Source.of(source) if isinstance(source, Path) else Source(source.name, None)
-    job = _Job(checkpoint, settings, pack, origin, rtol, (*default_samples(), *samples) if verify else ())
+    job = _Job(checkpoint, settings, pack, origin, rtol, samples)
     steps = tqdm(total=len(chosen) * (1 + verify), desc="mote-export", unit="step", disable=None)
     with steps, atomic_folder(output) as temporary:
         folders = {target.name: temporary / target.name if len(chosen) > 1 else temporary for target in chosen}
@@ -153,6 +157,27 @@ def check_output(output: Path) -> None:
         raise MoteError(f"{output} {found}: choose another folder with -o, or remove it first.")
 
 
+def check_samples(checkpoint: Checkpoint, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Raises MoteError for a sample with a picture where the model takes none."""
+    if not checkpoint.has_vision and any(sample.image is not None for sample in samples):
+        raise MoteError(f"model {checkpoint.name!r} is text only, but a sample has a picture: leave the picture out.")
+    return samples
+
+
+def check_prompt(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    """Raises MoteError where mote_runtime, which encodes a user's text apart from the template, makes other ids than clients do."""
+    prompt = f"{manifest.prompt.user_prefix}{QUESTION}{manifest.prompt.user_suffix}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        path.write_text(checkpoint.files[path.name], encoding="utf-8")
+        found = PromptTokenizer(path, manifest.model, manifest.prompt).encode_prompt(QUESTION)
+    if found != load_tokenizer(checkpoint).encode(prompt, add_special_tokens=False).ids:
+        raise MoteError(
+            "the tokenizer makes other tokens of a text in a prompt than of the text alone, as some of SentencePiece's do: mote "
+            "wants a byte-level tokenizer, such as Qwen2's or Llama 3's."
+        )
+
+
 def check_requirements(targets: Sequence[Target], *, portable: bool = False) -> None:
     """Raises MoteError where a package or a plugin that a target needs is not installed."""
     for target in targets:
@@ -173,13 +198,13 @@ def _importable(name: str) -> bool:
 
 
 def choose_context(checkpoint: Checkpoint, requested: int | None) -> int:
-    """The KV cache must hold a picture and a few words, and no more than the model's max_position_embeddings."""
-    least = num_image_tokens(checkpoint) + ROOM_FOR_TEXT
+    """The KV cache must hold a few words, and a picture if the model takes any, within the model's max_position_embeddings."""
+    least = (num_image_tokens(checkpoint) or 0) + ROOM_FOR_TEXT
     limit = checkpoint.model.config.text_config.max_position_embeddings
     chosen = min(limit, DEFAULT_CONTEXT) if requested is None else requested
     if type(chosen) is not int or not least <= chosen <= limit:
+        holds = "a picture and a short question" if checkpoint.has_vision else "a short question and its answer"
         raise MoteError(
-            f"the context length is {chosen!r}, expected {least} (a picture and a short question) to {limit} (the model's "
-            f"max_position_embeddings)."
+            f"the context length is {chosen!r}, expected {least} ({holds}) to {limit} (the model's max_position_embeddings)."
         )
     return chosen

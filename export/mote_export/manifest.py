@@ -12,7 +12,7 @@ from mote_export.checkpoint import Checkpoint
 from mote_export.packing import LAYOUT_VERSION
 from mote_export.passes import PackOptions
 from mote_export.passes.attention import attention_head_dim
-from mote_export.tokens import IMAGE, USER_PREFIX, USER_SUFFIX, special_tokens
+from mote_export.tokens import prompt_spec, special_tokens
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import (
     FORMAT,
@@ -22,7 +22,6 @@ from mote_runtime.manifest import (
     Manifest,
     ModelSpec,
     MoeSpec,
-    PromptSpec,
     sha256,
 )
 
@@ -68,12 +67,13 @@ def model_spec(checkpoint: Checkpoint, context_length: int) -> ModelSpec:
     )
 
 
-def num_image_tokens(checkpoint: Checkpoint) -> int:
+def num_image_tokens(checkpoint: Checkpoint) -> int | None:
     """Features per image: the patches and CLIP's class token, less the first feature that strategy "default" drops.
 
-    Raises:
-        MoteError: a vision tower whose features cannot be counted from its configuration.
+    None for a text model. Raises MoteError for a vision tower whose features cannot be counted from its configuration.
     """
+    if not checkpoint.has_vision:
+        return None
     config = checkpoint.model.config
     if config.vision_config.model_type not in CLASS_TOKENS:
         raise MoteError(
@@ -101,12 +101,14 @@ def moe_spec(checkpoint: Checkpoint, pack: PackOptions) -> MoeSpec:
     )
 
 
-def image_spec(checkpoint: Checkpoint) -> ImageSpec:
-    """From preprocessor_config.json (transformers' image processors).
+def image_spec(checkpoint: Checkpoint) -> ImageSpec | None:
+    """From preprocessor_config.json (transformers' image processors); None for a text model.
 
     Raises:
         MoteError: the file is missing or asks for what the runtime does not do.
     """
+    if not checkpoint.has_vision:
+        return None
     name = "preprocessor_config.json"
     if name not in checkpoint.files:
         raise MoteError(f"the checkpoint lacks {name}: save the image processor with the model.")
@@ -168,22 +170,23 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def check_manifest(checkpoint: Checkpoint, context_length: int, runtime: str, pack: PackOptions) -> None:
-    """Raises MoteError where the runtime would refuse what an export of `checkpoint` says of itself."""
+def check_manifest(checkpoint: Checkpoint, context_length: int, runtime: str, pack: PackOptions) -> Manifest:
+    """What an export of `checkpoint` will say of itself; raises MoteError where the runtime would refuse it."""
     document = _description(checkpoint, context_length, runtime, pack)
-    Manifest.parse(Path(checkpoint.name), document, files_are_known=False)
+    return Manifest.parse(Path(checkpoint.name), document, files_are_known=False)
 
 
 def _description(checkpoint: Checkpoint, context_length: int, runtime: str, pack: PackOptions) -> dict[str, Any]:
     """What is known before anything is written."""
+    image = image_spec(checkpoint)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "target": runtime,
         "model": asdict(model_spec(checkpoint, context_length)),
         "moe": asdict(moe_spec(checkpoint, pack)),
-        "image": asdict(image_spec(checkpoint)),
-        "prompt": asdict(PromptSpec(USER_PREFIX, IMAGE, USER_SUFFIX)),
+        "image": asdict(image) if image else None,
+        "prompt": asdict(prompt_spec(checkpoint)),
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mote_export.memory import full_precision_bytes, mote_bytes
-from mote_export.model import MoteForConditionalGeneration
+from mote_export.model import MoteModel
 from mote_export.passes import PackedMoteLayer
 from mote_export.passes.pack_ternary_experts import Rounding
 
@@ -42,7 +42,7 @@ class ExpertMemory:
         return self.packed + self.scales_and_routers + self.shared
 
 
-def expert_memory(packed_model: MoteForConditionalGeneration) -> ExpertMemory:
+def expert_memory(packed_model: MoteModel) -> ExpertMemory:
     """Counts a model after the pack-ternary-experts pass."""
     layers = [module for module in packed_model.modules() if isinstance(module, PackedMoteLayer)]
     experts = layers[0].experts

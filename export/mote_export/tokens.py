@@ -7,12 +7,16 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mote_export.checkpoint import Checkpoint
+from mote_export.text_tokens import around_question, beginning, end_tokens, plain_template, token_text
 from mote_runtime.errors import MoteError
+from mote_runtime.manifest import PromptSpec
 
 # The format the demo model is trained with, and Qwen2's own.
 USER_PREFIX = "<|im_start|>user\n"
 USER_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE = "<|vision_start|>{image_pads}<|vision_end|>"
+
+CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")  # that a tokenizer must have for this format
 
 # The same for transformers and its kin, whose processors put as many <|image_pad|> in place of one as a picture has features. For
 # checkpoints that bring no template of their own.
@@ -29,23 +33,31 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Token ids that the runtimes need."""
+    """Token ids that the runtimes need; those of pictures are None in a text model, and so may be its first one."""
 
-    bos_token_id: int
+    bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
-    image_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
+    image_token_id: int | None = None
+    vision_start_token_id: int | None = None
+    vision_end_token_id: int | None = None
 
 
 def special_tokens(checkpoint: Checkpoint) -> SpecialTokens:
-    """Looked up by Qwen2's names in the checkpoint's own tokenizer.
+    """Of a multimodal model looked up by Qwen2's names in the checkpoint's own tokenizer, of a text model as its files say.
 
     Raises:
         MoteError: the tokenizer lacks one, or does not agree with the model.
     """
     tokenizer = load_tokenizer(checkpoint)
+    greatest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    vocab_size = checkpoint.model.config.text_config.vocab_size
+    if greatest >= vocab_size:
+        raise MoteError(f"the tokenizer has a token {greatest}, the model's vocabulary only {vocab_size}.")
+    return _image_model_tokens(checkpoint, tokenizer) if checkpoint.has_vision else _text_tokens(checkpoint, tokenizer)
+
+
+def _image_model_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> SpecialTokens:
 
     def find(token: str) -> int:
         token_id = tokenizer.token_to_id(token)
@@ -59,11 +71,6 @@ def special_tokens(checkpoint: Checkpoint) -> SpecialTokens:
         raise MoteError(
             f"config.image_token_id is {config.image_token_id}, but <|image_pad|> is token {image} of the tokenizer."
         )
-    greatest = max(tokenizer.get_vocab(with_added_tokens=True).values())
-    if greatest >= config.text_config.vocab_size:
-        raise MoteError(
-            f"the tokenizer has a token {greatest}, the model's vocabulary only {config.text_config.vocab_size}."
-        )
     return SpecialTokens(
         bos_token_id=find("<|im_start|>"),
         eos_token_ids=(find("<|im_end|>"), find("<|endoftext|>")),
@@ -74,6 +81,48 @@ def special_tokens(checkpoint: Checkpoint) -> SpecialTokens:
     )
 
 
+def _text_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> SpecialTokens:
+    model, config = checkpoint.model, _tokenizer_config(checkpoint)
+    ends = end_tokens(
+        tokenizer,
+        config,
+        checkpoint.files.get("generation_config.json"),
+        [model.generation_config, model.config.text_config],
+        [token for token in CHAT_TOKENS[1:] if token in prompt_spec(checkpoint).user_suffix],
+    )
+
+    def find(name: str) -> int | None:
+        text = token_text(config.get(name))
+        return None if text is None else tokenizer.token_to_id(text)
+
+    pad = find("pad_token")
+    return SpecialTokens(
+        bos_token_id=find("bos_token"), eos_token_ids=ends, pad_token_id=ends[0] if pad is None else pad
+    )
+
+
+def prompt_spec(checkpoint: Checkpoint) -> PromptSpec:
+    """How a prompt is laid out: Qwen2's format; of a text model as its own chat template says, or just its text without one.
+
+    Raises:
+        MoteError: a text model's template cannot be used.
+    """
+    if checkpoint.has_vision:
+        return PromptSpec(USER_PREFIX, IMAGE, USER_SUFFIX)
+    template = _own_template(checkpoint)
+    if template is not None:
+        prefix, suffix = around_question(template, _tokenizer_config(checkpoint))
+        return PromptSpec(prefix, None, suffix)
+    tokenizer = load_tokenizer(checkpoint)
+    if _has_chat_tokens(tokenizer):
+        return PromptSpec(USER_PREFIX, None, USER_SUFFIX)
+    return PromptSpec(beginning(tokenizer), None, "")
+
+
+def _has_chat_tokens(tokenizer: Tokenizer) -> bool:
+    return all(tokenizer.token_to_id(token) is not None for token in CHAT_TOKENS)
+
+
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     try:
         return Tokenizer.from_str(checkpoint.files["tokenizer.json"])
@@ -82,11 +131,20 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def chat_template(checkpoint: Checkpoint) -> str:
-    """The checkpoint's own Jinja template, or `CHAT_TEMPLATE`, with which a user's message becomes the prompt of mote.json."""
+    """The Jinja template that makes the prompt of mote.json of a user's message: the checkpoint's own or, without one, ours."""
+    own = _own_template(checkpoint)
+    if own is not None:
+        return own
+    if checkpoint.has_vision or _has_chat_tokens(load_tokenizer(checkpoint)):
+        return CHAT_TEMPLATE
+    return plain_template(prompt_spec(checkpoint).user_prefix)
+
+
+def _own_template(checkpoint: Checkpoint) -> str | None:
     if "chat_template.jinja" in checkpoint.files:
         return checkpoint.files["chat_template.jinja"]
     template = _tokenizer_config(checkpoint).get("chat_template")  # where old releases of transformers had it
-    return template if isinstance(template, str) else CHAT_TEMPLATE
+    return template if isinstance(template, str) else None
 
 
 def tokenizer_files(checkpoint: Checkpoint) -> dict[str, str]:

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mote_export.model import MoteForConditionalGeneration
+from mote_export.model import MoteForConditionalGeneration, MoteModel
 from mote_runtime.arrays import FloatArray
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import Manifest
@@ -73,8 +74,14 @@ def relative_difference(found: FloatArray, expected: FloatArray) -> float:
     return difference / spread if spread > 0 else np.inf
 
 
-def default_samples() -> list[Sample]:
-    """A drawing, noise and a text without a picture, for a checkpoint of which nothing more is known."""
+def default_samples(has_vision: bool = True) -> list[Sample]:
+    """A drawing, noise and a text without a picture, or three texts, for a checkpoint of which nothing more is known."""
+    if not has_vision:
+        return [
+            Sample("How many are there?"),
+            Sample("Describe the colors of the sky in a few words."),
+            Sample("1 2 3"),
+        ]
     drawing = Image.new("RGB", (320, 240), "white")
     pen = ImageDraw.Draw(drawing)
     pen.ellipse((40, 30, 180, 200), fill="orange", outline="black", width=6)
@@ -87,9 +94,7 @@ def default_samples() -> list[Sample]:
     ]
 
 
-def verify_folder(
-    folder: Path, reference: MoteForConditionalGeneration, samples: Sequence[Sample], rtol: float
-) -> Verification:
+def verify_folder(folder: Path, reference: MoteModel, samples: Sequence[Sample], rtol: float) -> Verification:
     """Loads `folder` in its runtime and compares logits and greedy tokens, step by step along torch's greedy answer.
 
     Args:
@@ -138,7 +143,8 @@ def tie_margin(expected: FloatArray, rtol: float) -> float:
 
 def _compare_token(manifest: Manifest, sample: Sample, found: FloatArray, expected: FloatArray, rtol: float) -> int:
     """0 for the same greedy token, 1 for a tie within the tolerance; raises otherwise."""
-    allowed = np.arange(len(expected)) != manifest.model.image_token_id
+    image = manifest.model.image_token_id
+    allowed = np.arange(len(expected)) != (-1 if image is None else image)
     best, wanted = (int(np.where(allowed, row, -np.inf).argmax()) for row in (found, expected))
     if best == wanted:
         return 0
@@ -154,26 +160,31 @@ def _inputs(pipeline: Pipeline, sample: Sample) -> tuple[list[int], FloatArray |
     """Prompt ids, and pixel values float32 [1, 3, height, width] if there is a picture."""
     if sample.image is None:
         return pipeline.tokenizer.encode_prompt(sample.prompt), None
-    assert pipeline.manifest.image is not None  # mote-export writes multimodal folders
+    assert pipeline.manifest.image is not None  # mote-export has refused a sample with a picture for a text model
     pixel_values = preprocess_image(sample.image, pipeline.manifest.image)[np.newaxis]
     return pipeline.tokenizer.encode_prompt(sample.prompt, num_images=1), pixel_values
 
 
 def reference_greedy(
-    model: MoteForConditionalGeneration, ids: Sequence[int], images: FloatArray | None, steps: int
+    model: MoteModel, ids: Sequence[int], images: FloatArray | None, steps: int
 ) -> tuple[list[int], FloatArray]:
     """transformers' greedy answer to one prompt: the tokens, and the logits [len(tokens), vocab] that chose them."""
     input_ids = torch.tensor([list(ids)])
+    pictures: dict[str, Any] = {}
+    if isinstance(model, MoteForConditionalGeneration):
+        pictures["pixel_values"] = None if images is None else torch.from_numpy(images)
+        pictures["suppress_tokens"] = [
+            model.config.image_token_id
+        ]  # it stands for a picture's features, it is no answer
     with torch.no_grad():
         output = model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            pixel_values=None if images is None else torch.from_numpy(images),
             max_new_tokens=steps,
-            suppress_tokens=[model.config.image_token_id],  # it stands for a picture's features and has none of its own
             do_sample=False,
             output_logits=True,
             return_dict_in_generate=True,
+            **pictures,
         )
     logits: Tensor = torch.cat(output.logits)
     return output.sequences[0, len(ids) :].tolist(), logits.float().numpy()

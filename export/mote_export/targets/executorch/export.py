@@ -10,7 +10,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from mote_export.checkpoint import Checkpoint
-from mote_export.model import MoteForConditionalGeneration
+from mote_export.model import MoteForConditionalGeneration, MoteModel
 from mote_export.passes import apply_passes
 from mote_export.passes.cached_sdpa import cached_sdpa
 from mote_export.passes.explicit_gelu_tanh import EXPLICIT_GELU_TANH
@@ -39,31 +39,30 @@ def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> Non
         programs = export_methods(model, settings)
     # XNNPACK's share of a portable layer does not give the layer's numbers (seen in 1.5): the decoder is left to portable kernels.
     delegated = DELEGATED_METHODS[:1] if settings.portable else DELEGATED_METHODS
-    program = lower(programs, metadata(checkpoint, settings), delegated)
+    program = lower(programs, metadata(checkpoint, settings), [name for name in delegated if name in programs])
     with (folder / PROGRAM).open("wb") as file:
         program.write_to_file(file)
     logger.info("wrote %s", PROGRAM)
 
 
-def export_methods(model: MoteForConditionalGeneration, settings: ExportSettings) -> dict[str, ExportedProgram]:
+def export_methods(model: MoteModel, settings: ExportSettings) -> dict[str, ExportedProgram]:
     """torch.export of each method with a dynamic sequence of 1 to context_length."""
     sequence = Dim("sequence_length", min=1, max=settings.context_length)
-    vision, embedding = model.config.vision_config, model.get_input_embeddings()
+    embedding = model.get_input_embeddings()
     ids = torch.zeros(1, EXAMPLE_SEQUENCE, dtype=torch.int64)
     embeds = torch.zeros(1, EXAMPLE_SEQUENCE, model.config.text_config.hidden_size)
     positions = torch.arange(EXAMPLE_SEQUENCE)
     text_decoder = TextDecoder(model, settings.context_length)
     with_positions = ({1: sequence}, {0: sequence})
     examples: dict[str, tuple[torch.nn.Module, tuple[torch.Tensor, ...], Any]] = {
-        "vision_encoder": (
-            ImageEncoder(model),
-            (torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size),),
-            None,
-        ),
         "token_embedding": (embedding, (ids,), ({1: sequence},)),
         "text_decoder": (text_decoder, (embeds, positions), with_positions),
         "forward": (TextForward(embedding, text_decoder), (ids, positions), with_positions),
     }
+    if isinstance(model, MoteForConditionalGeneration):
+        vision = model.config.vision_config
+        pixels = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
+        examples["vision_encoder"] = (ImageEncoder(model), (pixels,), None)
     return {
         name: torch.export.export(module.eval(), example, dynamic_shapes=shapes, strict=False)
         for name, (module, example, shapes) in examples.items()
@@ -74,11 +73,12 @@ def metadata(checkpoint: Checkpoint, settings: ExportSettings) -> dict[str, Any]
     """Constant methods, under the names that ExecuTorch's LLM runners look for."""
     tokens = special_tokens(checkpoint)
     config = checkpoint.model.config.text_config
+    begin = {} if tokens.bos_token_id is None else {"get_bos_id": tokens.bos_token_id}
     return {
         "get_max_seq_len": settings.context_length,
         "get_max_context_len": settings.context_length,
         "get_vocab_size": config.vocab_size,
-        "get_bos_id": tokens.bos_token_id,
+        **begin,
         "get_eos_ids": list(tokens.eos_token_ids),
         "get_n_layers": config.num_hidden_layers,
         "use_kv_cache": True,

@@ -11,7 +11,7 @@ import torch
 
 from mote_export.checkpoint import Checkpoint
 from mote_export.manifest import image_spec, model_spec
-from mote_export.model import MoteForConditionalGeneration
+from mote_export.model import MoteForConditionalGeneration, MoteModel
 from mote_export.passes import apply_passes
 from mote_export.passes.attention import attention_head_dim
 from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
@@ -22,7 +22,13 @@ from mote_export.targets.onnx.description import describe
 from mote_export.targets.onnx.external_data import save_with_external_data
 from mote_export.targets.onnx.functions import add_functions
 from mote_export.targets.onnx.genai import write_genai_config, write_processor_config
-from mote_export.targets.onnx.graphs import DecoderGraph, EmbeddingGraph, TextDecoderGraph, VisionGraph
+from mote_export.targets.onnx.graphs import (
+    DecoderGraph,
+    EmbeddingGraph,
+    TextDecoderGraph,
+    TextEmbeddingGraph,
+    VisionGraph,
+)
 from mote_export.targets.onnx.transformers_files import write_transformers_files
 from mote_runtime.library import get_library_path
 
@@ -41,19 +47,20 @@ def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> Non
         shutil.copyfile(get_library_path("onnxruntime"), folder / PLUGIN)
     plugin = None if settings.portable else PLUGIN
     write_genai_config(folder, model_spec(checkpoint, settings.context_length), plugin)
-    write_processor_config(folder, image_spec(checkpoint))
+    image = image_spec(checkpoint)
+    if image is not None:
+        write_processor_config(folder, image)
     write_transformers_files(checkpoint, folder)
 
 
 def write_graphs(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> None:
-    """Writes vision.onnx, embedding.onnx and model.onnx with their external data."""
+    """Writes embedding.onnx, model.onnx and, for a model that takes pictures, vision.onnx, with their external data."""
     model = copy.deepcopy(checkpoint.model)  # the passes work in place
     apply_passes(model.get_decoder(), PASSES)
-    for name, program in (
-        ("vision.onnx", vision_program(model, settings)),
-        ("embedding.onnx", embedding_program(model, settings)),
-        ("model.onnx", decoder_program(model, settings)),
-    ):
+    programs = {"embedding.onnx": embedding_program(model, settings), "model.onnx": decoder_program(model, settings)}
+    if isinstance(model, MoteForConditionalGeneration):
+        programs["vision.onnx"] = vision_program(model, settings)
+    for name, program in programs.items():
         save_with_external_data(program, folder / name)
         logger.info("wrote %s", name)
 
@@ -71,8 +78,12 @@ def vision_program(model: MoteForConditionalGeneration, settings: ExportSettings
     )
 
 
-def embedding_program(model: MoteForConditionalGeneration, settings: ExportSettings) -> torch.onnx.ONNXProgram:
+def embedding_program(model: MoteModel, settings: ExportSettings) -> torch.onnx.ONNXProgram:
+    """From ids to embeddings; where the model takes pictures, image features replace those of image tokens."""
     ids = torch.zeros(1, EXAMPLE_SEQUENCE, dtype=torch.int64)
+    if not isinstance(model, MoteForConditionalGeneration):
+        axes = ({1: "sequence_length"},)
+        return _export(TextEmbeddingGraph(model), (ids,), axes, ["input_ids"], ["inputs_embeds"], settings)
     features = torch.zeros(EXAMPLE_PAST, model.config.text_config.hidden_size)
     return _export(
         EmbeddingGraph(model),
@@ -84,9 +95,7 @@ def embedding_program(model: MoteForConditionalGeneration, settings: ExportSetti
     )
 
 
-def decoder_program(
-    model: MoteForConditionalGeneration, settings: ExportSettings, *, from_ids: bool = False
-) -> torch.onnx.ONNXProgram:
+def decoder_program(model: MoteModel, settings: ExportSettings, *, from_ids: bool = False) -> torch.onnx.ONNXProgram:
     """The decoder, which takes embeddings as mote_runtime and onnxruntime-genai feed it, or with `from_ids` the ids of a text."""
     config = model.config.text_config
     head_dim = attention_head_dim(config)

@@ -1,4 +1,5 @@
-"""Configuration files for onnxruntime-genai's model type `videochat_flash_qwen`: a LLaVA over a Qwen2 decoder.
+"""Configuration files for onnxruntime-genai: model type `videochat_flash_qwen`, a LLaVA over a Qwen2 decoder, for models that take
+pictures, and `decoder-pipeline`, graphs one behind the other, for text models: their folder has the same two graphs.
 
 genai refuses keys it does not know and needs the plugin as a bare file name inside the folder.
 """
@@ -9,33 +10,22 @@ from typing import Any
 
 from mote_runtime.manifest import ImageSpec, ModelSpec
 
-MODEL_TYPE = "videochat_flash_qwen"
+MODEL_TYPE, TEXT_MODEL_TYPE = "videochat_flash_qwen", "decoder-pipeline"
+CACHE_NAMES = ("past_key_values.%d.key", "past_key_values.%d.value", "present.%d.key", "present.%d.value")
 
 
 def write_genai_config(folder: Path, model: ModelSpec, plugin_library: str | None) -> None:
     """genai_config.json; without a plugin for a portable export."""
+    begin = {} if model.bos_token_id is None else {"bos_token_id": model.bos_token_id}
     config = {
         "model": {
-            "type": MODEL_TYPE,
+            "type": TEXT_MODEL_TYPE if model.image_token_id is None else MODEL_TYPE,
             "context_length": model.context_length,
             "vocab_size": model.vocab_size,
             "pad_token_id": model.pad_token_id,
-            "bos_token_id": model.bos_token_id,
+            **begin,
             "eos_token_id": list(model.eos_token_ids),
-            "image_token_id": model.image_token_id,
-            "vision": {
-                "filename": "vision.onnx",
-                "config_filename": "processor_config.json",
-                "num_visual_tokens": model.num_image_tokens,
-                "inputs": {"pixel_values": "pixel_values"},
-                "outputs": {"image_features": "image_features"},
-            },
-            "embedding": {
-                "filename": "embedding.onnx",
-                "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
-                "outputs": {"inputs_embeds": "inputs_embeds"},
-            },
-            "decoder": _decoder(model, plugin_library),
+            **(_text_graphs if model.image_token_id is None else _image_graphs)(model, plugin_library),
         },
         "search": {
             "do_sample": False,
@@ -51,27 +41,65 @@ def write_genai_config(folder: Path, model: ModelSpec, plugin_library: str | Non
     _write(folder / "genai_config.json", config)
 
 
-def _decoder(model: ModelSpec, plugin_library: str | None) -> dict[str, Any]:
-    plugin = {} if plugin_library is None else {"custom_ops_library": plugin_library}
+def _image_graphs(model: ModelSpec, plugin_library: str | None) -> dict[str, Any]:
+    decoder = _decoder(model, "inputs_embeds")
     return {
-        "filename": "model.onnx",
-        "session_options": {"provider_options": [], **plugin},
+        "image_token_id": model.image_token_id,
+        "vision": {
+            "filename": "vision.onnx",
+            "config_filename": "processor_config.json",
+            "num_visual_tokens": model.num_image_tokens,
+            "inputs": {"pixel_values": "pixel_values"},
+            "outputs": {"image_features": "image_features"},
+        },
+        "embedding": {
+            "filename": "embedding.onnx",
+            "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
+            "outputs": {"inputs_embeds": "inputs_embeds"},
+        },
+        "decoder": {"filename": "model.onnx", "session_options": _session_options(plugin_library), **decoder},
+    }
+
+
+def _text_graphs(model: ModelSpec, plugin_library: str | None) -> dict[str, Any]:
+    """Both graphs in turn; what one gives to the other has the name that both know, and all else is the decoder's."""
+    names = [[name % layer for name in CACHE_NAMES] for layer in range(model.num_hidden_layers)]
+    past = [name for keys_and_values in names for name in keys_and_values[:2]]
+    present = [name for keys_and_values in names for name in keys_and_values[2:]]
+    graphs = [
+        {"embedding": {"filename": "embedding.onnx", "inputs": ["input_ids"], "outputs": ["inputs_embeds"]}},
+        {
+            "decoder": {
+                "filename": "model.onnx",
+                "inputs": ["inputs_embeds", "attention_mask", *past],
+                "outputs": ["logits", *present],
+            }
+        },
+    ]
+    decoder = _decoder(model, "input_ids")
+    return {"decoder": {"session_options": _session_options(plugin_library), **decoder, "pipeline": graphs}}
+
+
+def _session_options(plugin_library: str | None) -> dict[str, Any]:
+    plugin = {} if plugin_library is None else {"custom_ops_library": plugin_library}
+    return {"provider_options": [], **plugin}
+
+
+def _decoder(model: ModelSpec, first_input: str) -> dict[str, Any]:
+    past_key, past_value, present_key, present_value = CACHE_NAMES
+    return {
         "head_size": model.head_dim,
         "hidden_size": model.hidden_size,
         "num_attention_heads": model.num_attention_heads,
         "num_key_value_heads": model.num_key_value_heads,
         "num_hidden_layers": model.num_hidden_layers,
         "inputs": {
-            "inputs_embeds": "inputs_embeds",
+            first_input: first_input,
             "attention_mask": "attention_mask",
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
+            "past_key_names": past_key,
+            "past_value_names": past_value,
         },
-        "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
-        },
+        "outputs": {"logits": "logits", "present_key_names": present_key, "present_value_names": present_value},
     }
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mote_export.decoder import ExportedDecoder, run_layers
-from mote_export.model import MoteForConditionalGeneration
+from mote_export.model import MoteForConditionalGeneration, MoteModel
 from mote_export.vision import ImageEncoder
 
 
@@ -41,6 +41,18 @@ class EmbeddingGraph(nn.Module):
         return merged
 
 
+class TextEmbeddingGraph(nn.Module):
+    """Token embeddings of a text model."""
+
+    def __init__(self, model: MoteModel) -> None:
+        super().__init__()
+        self.embedding = model.get_input_embeddings()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        embeds: Tensor = self.embedding(input_ids)
+        return embeds
+
+
 class DecoderGraph(ExportedDecoder):
     """One step of the decoder, prefill or decode, after the group-query-attention pass."""
 
@@ -65,7 +77,7 @@ class DecoderGraph(ExportedDecoder):
 class TextDecoderGraph(DecoderGraph):
     """The same from token ids [1, s], for clients of text models; it cannot see pictures."""
 
-    def __init__(self, model: MoteForConditionalGeneration, context_length: int) -> None:
+    def __init__(self, model: MoteModel, context_length: int) -> None:
         super().__init__(model, context_length)
         self.embedding = model.get_input_embeddings()
 
