@@ -232,7 +232,7 @@ def test_damaged_folder(checkpoint: Checkpoint, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     refuse(tmp_path, "missing or damaged")
     (tmp_path / "config.json").write_text("{")
-    refuse(tmp_path, "cannot be read as JSON")
+    refuse(tmp_path, "cannot be read as a model's configuration in JSON")
 
 
 def test_an_output_layer_beside_a_tied_embedding_is_refused(content: dict[str, Any], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A tiny random MoTE checkpoint of the real architecture, for tests that need a whole model but no knowledge in it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     PretrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
     SiglipVisionConfig,
 )
@@ -58,17 +60,13 @@ def tiny_checkpoint(
     seed: int = 0,
 ) -> Checkpoint:
     """A random model; `seed` decides its weights. 16 image tokens of pictures of 32 x 32."""
-    vision = SiglipVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
-        vision_use_head=False,
-    )  # fmt: skip
     text = Qwen2Config(
         hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=byte_tokenizer().get_vocab_size(), max_position_embeddings=128, head_dim=16,
     )  # fmt: skip
     return random_checkpoint(
         "tiny",
-        vision,
+        tiny_vision_config(),
         text,
         seed,
         num_experts=num_experts,
@@ -78,22 +76,47 @@ def tiny_checkpoint(
     )
 
 
+def tiny_vision_config() -> SiglipVisionConfig:
+    return SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
+        vision_use_head=False,
+    )  # fmt: skip
+
+
 def random_checkpoint(
     name: str, vision: SiglipVisionConfig, text: Qwen2Config, seed: int = 0, **moe: Any
 ) -> Checkpoint:
     """A random LLaVA-style model with tied embeddings, up-cycled with `moe`, whose experts and routing differ."""
     torch.manual_seed(seed)
+    model = upcycle(LlavaForConditionalGeneration(llava_config(vision, text)), **moe)
+    scatter_experts(model)
+    return Checkpoint(name, model.eval(), companion_files(vision.image_size))
+
+
+def llava_config(vision: SiglipVisionConfig, text: Qwen2Config) -> LlavaConfig:
+    """With tied embeddings and the tokens of `byte_tokenizer`."""
     tokenizer = byte_tokenizer()
     text.bos_token_id, text.eos_token_id = None, tokenizer.token_to_id("<|im_end|>")
     text.tie_word_embeddings = True
-    config = LlavaConfig(
+    return LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=tokenizer.token_to_id("<|image_pad|>"),
         vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True,
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
     )  # fmt: skip
-    model = upcycle(LlavaForConditionalGeneration(config), **moe)
-    scatter_experts(model)
-    return Checkpoint(name, model.eval(), companion_files(vision.image_size))
+
+
+def dense_llava(seed: int = 0) -> LlavaForConditionalGeneration:
+    """What `tiny_checkpoint` is up-cycled from."""
+    torch.manual_seed(seed)
+    return LlavaForConditionalGeneration(llava_config(tiny_vision_config(), tiny_text_config(Qwen2Config)))
+
+
+def write_dense(path: Path, model: PreTrainedModel, max_shard_size: str = "1GB") -> None:
+    """A transformers folder of a dense model, with the files of tokenizer and image processor."""
+    model.save_pretrained(path, max_shard_size=max_shard_size)
+    for name, text in companion_files(32).items():
+        if name.startswith("tokenizer") or hasattr(model.config, "vision_config"):
+            (path / name).write_text(text, encoding="utf-8")
 
 
 def tiny_text_checkpoint(config: PretrainedConfig | None = None, seed: int = 0, **moe: Any) -> Checkpoint:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mote_export.checkpoint import folder, pt
 from mote_export.checkpoint.base import Checkpoint, CheckpointError, CheckpointFormat, check_files
+from mote_export.checkpoint.dense import DenseCheckpoint, is_dense, load_dense
 from mote_export.checkpoint.folder import save_folder
 from mote_export.checkpoint.pt import load_model_pt, save_model_pt
 
@@ -13,8 +14,12 @@ __all__ = [
     "FORMATS",
     "Checkpoint",
     "CheckpointError",
+    "DenseCheckpoint",
     "check_files",
+    "is_dense",
+    "load_any",
     "load_checkpoint",
+    "load_dense",
     "load_model_pt",
     "save_folder",
     "save_model_pt",
@@ -40,3 +45,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             return checkpoint_format.load(path)
     known = "; ".join(checkpoint_format.description for checkpoint_format in FORMATS)
     raise CheckpointError(f"{path} is not a checkpoint that mote reads: expected {known}.")
+
+
+def load_any(path: Path) -> Checkpoint | DenseCheckpoint:
+    """Reads a MoTE checkpoint, or a dense folder of transformers: `load_checkpoint` or `load_dense`. Raises CheckpointError."""
+    return load_dense(path) if is_dense(path) else load_checkpoint(path)

@@ -31,6 +31,7 @@ LM_HEAD = "lm_head.weight"
 REFUSED_KEYS = ("quantization_config", "auto_map")
 # Names of attention kernels, which transformers would fetch from a hub and run. mote chooses its own.
 IGNORED_PREFIXES = ("attn_implementation", "_attn_implementation")
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 MAX_LAYERS = 1024  # building a model costs time per layer even on the meta device
 
 
@@ -109,14 +110,16 @@ def _parse_config(source: Path, config: Mapping[str, Any]) -> MoteConfig | MoteT
     return parsed
 
 
-def refuse_keys(source: Path, config: Mapping[str, Any]) -> None:
-    """Raises CheckpointError for a quantized model and for one that brings code of its own."""
-    for key in REFUSED_KEYS:
-        if key in config:
+def refuse_keys(source: Path, config: Mapping[str, Any], where: str = "config") -> None:
+    """Raises CheckpointError for a quantized model and for one that brings code of its own; parts of a model count as well."""
+    for key, value in config.items():
+        if key in REFUSED_KEYS and value is not None:
             raise CheckpointError(
-                f"{source} has config.{key}, which mote does not follow: use the original, unquantized checkpoint of a model "
+                f"{source} has {where}.{key}, which mote does not follow: use the original, unquantized checkpoint of a model "
                 f"that transformers knows."
             )
+        if isinstance(value, dict):
+            refuse_keys(source, value, f"{where}.{key}")
 
 
 def without_ignored(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +188,9 @@ def check_names(source: Path, found: Set[str], expected: Set[str]) -> None:
         )
 
 
-def check_kind(source: Path, name: str, shape: Sequence[int], expected: Sequence[int], dtype: torch.dtype) -> None:
+def check_kind(
+    source: Path, name: str, shape: Sequence[int], expected: Sequence[int], dtype: torch.dtype | str
+) -> None:
     """Raises CheckpointError for a tensor of another shape or of no float type that mote reads."""
     if tuple(shape) != tuple(expected):
         raise CheckpointError(f"{source}: {name} has shape {list(shape)}, the configuration wants {list(expected)}.")
@@ -212,5 +217,7 @@ def check_files(source: Path, files: Mapping[Any, Any]) -> dict[str, str]:
             )
     missing = [name for name in TOKENIZER_FILES if name not in files]
     if missing:
-        raise CheckpointError(f"{source} lacks {missing[0]}: save the tokenizer with the model.")
+        raise CheckpointError(
+            f"{source} lacks {missing[0]}: save the tokenizer with the model, with save_pretrained of its AutoTokenizer."
+        )
     return dict(files)

@@ -1,11 +1,7 @@
 """A transformers folder: config.json, model.safetensors (one or sharded) and the tokenizer's files, from `save_pretrained`."""
 
-import json
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from mote_export.atomic import atomic_folder
 from mote_export.checkpoint.base import (
@@ -16,10 +12,10 @@ from mote_export.checkpoint.base import (
     build_model,
     check_files,
 )
+from mote_export.checkpoint.tensor_files import stored_tensors
+from mote_export.json_file import read_json
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 def save_folder(path: Path, checkpoint: Checkpoint) -> None:
@@ -52,44 +48,24 @@ def load_folder(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: one sentence that says what is wrong.
     """
-    config = _read_json(path / CONFIG)
-    state: dict[str, Tensor] = {}
-    for shard in _shards(path):
-        try:
-            with safe_open(shard, framework="pt") as tensors:
-                state.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118  not a dict
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{shard} cannot be read as safetensors, it is missing or damaged: {error}."
-            ) from error
+    config = read_config(path)
+    files = read_companions(path)
+    state = {name: tensor.read() for name, tensor in stored_tensors(path).items()}
+    return Checkpoint(name=path.resolve().name, model=build_model(path, config, state), files=files)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of a folder, as it is in the file. Raises CheckpointError."""
+    return read_json(path / CONFIG, "a model's configuration", CheckpointError)
+
+
+def read_companions(path: Path) -> dict[str, str]:
+    """The text files of a folder that belong to its model, the tokenizer's among them. Raises CheckpointError."""
     try:
         files = {name: (path / name).read_text(encoding="utf-8") for name in COMPANION_FILES if (path / name).is_file()}
     except (OSError, UnicodeError) as error:
         raise CheckpointError(f"a text file of {path} cannot be read: {error}.") from error
-    checked = check_files(path, files)
-    return Checkpoint(name=path.resolve().name, model=build_model(path, config, state), files=checked)
-
-
-def _shards(path: Path) -> list[Path]:
-    if not (path / INDEX).exists():
-        return [path / WEIGHTS]
-    weight_map = _read_json(path / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{path / INDEX} has no weight_map.")
-    names = sorted({str(name) for name in weight_map.values()})
-    if any(Path(name).name != name for name in names):
-        raise CheckpointError(f"{path / INDEX} names a file outside of its folder.")
-    return [path / name for name in names]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object.")
-    return content
+    return check_files(path, files)
 
 
 def _matches(path: Path) -> bool:

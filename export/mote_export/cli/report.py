@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mote_export import __version__
 from mote_export.cli.export import EXIT_FAILURE, EXIT_OK, MIB, positive, silence_libraries
 from mote_export.defaults import DEFAULT_SHARED_GROUP_SIZE
+from mote_export.json_file import read_json
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import MAX_EXPERTS, SHARED_GROUP_SIZES
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from mote_export.memory import DecoderSizes, MemoryRow
 
 DEFAULT_EXPERTS = 4  # of the paper
-_MAX_CONFIG_BYTES = 16 << 20
 
 EXAMPLES = """\
 examples:
@@ -129,16 +129,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         from mote_export.checkpoint.pt import read_config
 
         return read_config(path)
-    file = path / "config.json" if path.is_dir() else path
-    try:
-        if file.stat().st_size > _MAX_CONFIG_BYTES:
-            raise MoteError(f"{file} has more than {_MAX_CONFIG_BYTES >> 20} MiB; expected a model's config.json")
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise MoteError(f"{file} cannot be read as a model's configuration: {error}") from error
-    if not isinstance(config, dict):
-        raise MoteError(f"{file} holds a JSON {type(config).__name__}; expected the object of a model's configuration")
-    return config
+    return read_json(path / "config.json" if path.is_dir() else path, "a model's configuration")
 
 
 def _print(sizes: "DecoderSizes", experts: int, rows: "Sequence[MemoryRow]") -> None:

@@ -21,6 +21,11 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     return isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
 
 
+def module_name(model: nn.Module, module: nn.Module) -> str:
+    """The name of a module in a model that holds it; "" for the model itself."""
+    return next(name for name, candidate in model.named_modules() if candidate is module)
+
+
 def gated_mlps_by_layer(decoder: nn.Module) -> dict[int, nn.Module]:
     """The modules of `find_gated_mlps`, by the number of their layer."""
     return {_layer_index(name): decoder.get_submodule(name) for name in find_gated_mlps(decoder)}

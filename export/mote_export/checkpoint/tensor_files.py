@@ -1,0 +1,119 @@
+"""The tensors of a transformers folder, one safetensors file or many: known by their headers, read one block at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mote_export.checkpoint.base import CheckpointError
+from mote_export.json_file import read_json
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# safetensors' names of the float types; tensors of other types keep these names.
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that lies in a file.
+
+    Attributes:
+        file: the safetensors file.
+        name: the tensor's name in it.
+        shape: of the tensor.
+        dtype: a torch dtype, or safetensors' name of one that is no float type of 16 or 32 bits.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str
+
+    def read(self) -> Tensor:
+        """The whole tensor, on the mapped file: its bytes are read when they are used. Raises CheckpointError."""
+        try:
+            with safe_open(self.file, framework="pt") as tensors:
+                whole: Tensor = tensors.get_tensor(self.name)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(self.file, error) from error
+        return whole
+
+    def blocks(self, most_bytes: int = BLOCK_BYTES) -> Iterator[Tensor]:
+        """The tensor flattened, in consecutive blocks of about `most_bytes`, a row at least. Raises CheckpointError.
+
+        A mapped page counts as memory of this process until its file is closed, so each block opens the file anew: what is
+        held at a time is one block, however large tensor and file are.
+        """
+        if not self.shape or 0 in self.shape:
+            yield self.read().reshape(-1)
+            return
+        rows = self.shape[0]
+        row_bytes = 4 * torch.Size(self.shape[1:]).numel()
+        step = max(1, most_bytes // row_bytes)
+        for start in range(0, rows, step):
+            try:
+                with safe_open(self.file, framework="pt") as tensors:
+                    block: Tensor = tensors.get_slice(self.name)[start : start + step]
+            except (SafetensorError, OSError) as error:
+                raise _unreadable(self.file, error) from error
+            yield block.reshape(-1)
+            del block
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a folder by their names in its files; no weight is read.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, two hold a tensor of the same name, or the index names what is not there.
+    """
+    weight_map = None if (folder / WEIGHTS).is_file() else _read_index(folder)
+    files = [folder / WEIGHTS] if weight_map is None else [folder / name for name in sorted(set(weight_map.values()))]
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        for tensor in _read_header(file):
+            if tensor.name in found:
+                raise CheckpointError(f"{tensor.name} is in {found[tensor.name].file.name} and {file.name} of {folder}")
+            found[tensor.name] = tensor
+    for name, shard in (weight_map or {}).items():
+        if name not in found or found[name].file.name != shard:
+            raise CheckpointError(f"{folder / INDEX} names {name} in {shard}, which does not hold it")
+    return found
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    path = folder / INDEX
+    if not path.exists():
+        hint = ""
+        if any((folder / name).exists() for name in PICKLED):
+            hint = ", and PyTorch's pickled files are not read, as they may hold code: save it with safe_serialization=True"
+        raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}{hint}")
+    weight_map = read_json(path, "an index of safetensors files", CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no weight_map")
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{path} names a file outside of its folder: {name!r}")
+    return weight_map
+
+
+def _read_header(file: Path) -> list[StoredTensor]:
+    tensors = []
+    try:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  not a dict
+                view = opened.get_slice(name)
+                dtype = view.get_dtype()
+                tensors.append(StoredTensor(file, name, tuple(view.get_shape()), DTYPES.get(dtype, dtype)))
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from error
+    return tensors
+
+
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file} cannot be read as safetensors, it is missing or damaged: {error}")
