@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from mote_export.train.settings import FitSettings
+from mote_export.train.callbacks import Progress, RunLog, TensorBoard
+from mote_export.train.run_folder import RunFolder
+from mote_export.train.settings import FitSettings, TrainingError
+from mote_export.train.trainer import MoteTrainer
 
 Collator = Callable[[list[Any]], dict[str, Tensor]]
 DEFAULT_LOGS = 10  # entries of the log where the settings do not say
+# What a run may be gone on with differently, as it does not change its numbers.
+FREE_SETTINGS = ("logging_steps", "save_steps", "keep_checkpoints", "workers")
+
+
+class TrainingStopped(Exception):  # noqa: N818  it is no error
+    """`stop` said so. step: the last one done. total: of the run. checkpoint: to go on from, if the run has a folder."""
+
+    def __init__(self, step: int, total: int, checkpoint: Path | None) -> None:
+        super().__init__(f"stopped after step {step} of {total}")
+        self.step, self.total, self.checkpoint = step, total, checkpoint
 
 
 def fit(
@@ -28,7 +43,11 @@ def fit(
     settings: FitSettings,
     output: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> list[dict[str, float]]:
+    *,
+    identity: Mapping[str, Any] | None = None,
+    stop: Callable[[], bool] | None = None,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
     """Trains the parameters of `model` that require a gradient (see `set_trainable`): AdamW, warm-up, cosine decay.
 
     Args:
@@ -36,37 +55,113 @@ def fit(
         dataset: with a length; rows are drawn without replacement, in an order that `settings.seed` decides.
         collator: makes a batch, the keyword arguments of `model`, from a list of rows.
         settings: length, step size, precision.
-        output: a folder for logs and checkpoints; None: nothing is written.
+        output: a folder for log and checkpoints; with checkpoints of the same run in it, the run goes on from the last. None:
+            nothing is written.
         callbacks: transformers' callbacks, besides those of this package.
+        identity: what else makes the run's numbers, in JSON's types; checkpoints of a run with another are refused.
+        stop: asked after every step; once it is true the run saves a checkpoint and ends. `TrainingStopped` tells of it.
+        progress: show a bar.
 
     Returns:
-        The log: a dictionary an entry, with "step", "loss", "grad_norm", "learning_rate" and what callbacks add.
+        The log: a dictionary an entry, with "step", "loss" (a mean since the last entry), "grad_norm", "learning_rate", for MoTE
+        layers "aux_loss", "router_load" [layers][experts], "dead_experts" and "ternary", and what callbacks add.
+
+    Raises:
+        TrainingError: settings do not fit this machine, the folder holds another run, the loss is not finite, or the disk is full.
+        TrainingStopped: see `stop`.
     """
     with contextlib.ExitStack() as stack:
-        folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        trainer = Trainer(
-            model=model,
-            args=training_arguments(settings, folder, len(dataset)),  # type: ignore[arg-type]
-            train_dataset=dataset,
-            data_collator=collator,
-            callbacks=list(callbacks),
-        )
-        _set_aux_coefficient(model, settings.aux_loss_coef)
-        if trainer.args.device.type == "cpu":
-            # On a CPU the backward pass of torch's flash attention takes two thirds of a small model's step.
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        trainer.train()
+        trainer = make_trainer(model, dataset, collator, settings, output, callbacks, stack, stop, progress)
+        run_trainer(trainer, settings, identity, stack)
         # Trainer leaves autocast on the model's forward; what comes next, an evaluation, chooses its own precision.
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     return [dict(entry) for entry in trainer.state.log_history]
 
 
-def training_arguments(settings: FitSettings, folder: Path, rows: int) -> TrainingArguments:
-    """`settings` in transformers' words."""
+def make_trainer(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    collator: Collator,
+    settings: FitSettings,
+    output: Path | None,
+    callbacks: Sequence[TrainerCallback],
+    stack: contextlib.ExitStack,
+    stop: Callable[[], bool] | None = None,
+    progress: bool = False,
+) -> MoteTrainer:
+    """A trainer that is ready to run; temporary files go with `stack`. Arguments and errors as in `fit`."""
+    run = None if output is None else RunFolder(output, settings.keep_checkpoints)
+    folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    _set_aux_coefficient(model, settings.aux_loss_coef)
+    arguments = training_arguments(model, settings, folder, len(dataset), saves=run is not None)  # type: ignore[arg-type]
+    own: list[TrainerCallback] = [] if run is None else [RunLog(run), TensorBoard(run)]
+    trainer = MoteTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=collator,
+        callbacks=[*own, *([Progress()] if progress else []), *callbacks],
+        run=run,
+        stop=stop,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if hasattr(model, "balances_across_processes"):
+        model.balances_across_processes = arguments.world_size > 1
+    return trainer
+
+
+def run_trainer(
+    trainer: MoteTrainer, settings: FitSettings, identity: Mapping[str, Any] | None, stack: contextlib.ExitStack
+) -> None:
+    """Starts, or goes on from the last checkpoint. Errors as in `fit`."""
+    checkpoint = None
+    if trainer.run is not None:
+        whole = run_identity(trainer.model, settings, identity, trainer.args.world_size, len(trainer.train_dataset))
+        trainer.run.check(whole)
+        checkpoint = trainer.run.last_checkpoint()
+        if trainer.args.should_save:
+            trainer.run.begin(whole, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
+        if checkpoint is not None:
+            trainer.load_sums(checkpoint)
+    if trainer.args.device.type == "cpu":
+        # On a CPU the backward pass of torch's flash attention takes two thirds of a small model's step.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.was_stopped:
+        last = None if trainer.run is None else trainer.run.last_checkpoint()
+        raise TrainingStopped(trainer.state.global_step, trainer.state.max_steps, last)
+
+
+def run_identity(
+    model: nn.Module, settings: FitSettings, extra: Mapping[str, Any] | None, processes: int, rows: int
+) -> dict[str, Any]:
+    """All that the numbers of a run depend on, with its own sum over the weights that stay as they are."""
+    values = {name: value for name, value in asdict(settings).items() if name not in FREE_SETTINGS}
+    return {**(extra or {}), **values, "processes": processes, "rows": rows, "frozen": frozen_sum(model)}
+
+
+def frozen_sum(model: nn.Module) -> str:
+    """A hash of the frozen parameters' names and of the sums of their bits, which no order of adding changes."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {list(parameter.shape)} {parameter.dtype} {parameter.requires_grad}".encode())
+        if not parameter.requires_grad and not parameter.is_meta:
+            bits = parameter.detach().contiguous().view(torch.uint8)
+            digest.update(str(bits.sum(dtype=torch.int64).item()).encode())
+    return digest.hexdigest()
+
+
+def training_arguments(
+    model: nn.Module, settings: FitSettings, folder: Path, rows: int, *, saves: bool = False
+) -> TrainingArguments:
+    """`settings` in transformers' words. Raises TrainingError where they do not fit this machine or the data."""
     # TrainingArguments leaves its choice of precision in the environment and would read the last run's back.
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     use_cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    steps = settings.steps or max(1, round(settings.epochs * rows / settings.batch_size))
+    if settings.compile and use_cpu:
+        raise TrainingError("compile is true, but there is no GPU to compile for: set it to false.")
+    if rows < settings.batch_size:
+        raise TrainingError(f"the data has {rows} rows, fewer than a batch of {settings.batch_size}: lower batch_size.")
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps or -1,
@@ -74,7 +169,7 @@ def training_arguments(settings: FitSettings, folder: Path, rows: int) -> Traini
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         gradient_checkpointing=settings.gradient_checkpointing,
-        # Without it the balancing loss, which leaves the layer by a side door, would have no gradient.
+        # With re-entrance the balancing loss, which leaves the layer by a side door, would have no gradient.
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
@@ -85,19 +180,52 @@ def training_arguments(settings: FitSettings, folder: Path, rows: int) -> Traini
         bf16=settings.precision == "bf16",
         use_cpu=use_cpu,
         torch_compile=settings.compile,
+        # Batches without a picture do not reach the connector.
+        ddp_find_unused_parameters=True,
+        ddp_backend="gloo" if use_cpu and num_processes() > 1 else None,
         seed=settings.seed,
         dataloader_num_workers=settings.workers,
         dataloader_drop_last=True,
+        dataloader_pin_memory=not use_cpu,
         remove_unused_columns=False,
-        save_strategy="no",
+        save_strategy="steps" if saves else "no",
+        save_steps=settings.save_steps or max(1, total_steps(settings, rows) // DEFAULT_LOGS),
         report_to=[],
-        logging_steps=settings.logging_steps or max(1, steps // DEFAULT_LOGS),
+        logging_steps=settings.logging_steps or max(1, total_steps(settings, rows) // DEFAULT_LOGS),
         logging_nan_inf_filter=False,
         disable_tqdm=True,
+        **_fsdp_arguments(model, settings),
     )
 
 
+def num_processes() -> int:
+    """As torchrun and accelerate launch say."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def total_steps(settings: FitSettings, rows: int) -> int:
+    """Optimizer steps of a run."""
+    processes = num_processes()
+    batches = rows // (settings.batch_size * processes) if rows >= settings.batch_size * processes else 1
+    per_epoch = max(1, -(-batches // settings.gradient_accumulation))
+    return settings.steps or max(1, -int(-settings.epochs * per_epoch // 1))
+
+
+def _fsdp_arguments(model: nn.Module, settings: FitSettings) -> dict[str, Any]:
+    if not settings.fsdp:
+        return {}
+    layers: Any = model.get_decoder().layers  # type: ignore[operator]
+    return {
+        "fsdp": "full_shard auto_wrap",
+        "fsdp_config": {
+            "version": 2,
+            "transformer_layer_cls_to_wrap": [type(layers[0]).__name__],
+            "state_dict_type": "FULL_STATE_DICT",
+        },
+    }
+
+
 def _set_aux_coefficient(model: nn.Module, coefficient: float | None) -> None:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if coefficient is not None and getattr(config, "moe", None) is not None:
-        config.moe = {**config.moe, "router_aux_loss_coef": coefficient}  # type: ignore[union-attr]
+        config.moe = {**config.moe, "router_aux_loss_coef": coefficient}
