@@ -182,7 +182,7 @@ def turns(*pairs: tuple[Any, Any]) -> dict[str, Any]:
         ([{"question": "q", "answer": "a", "image": ["a.png"]}], "field 'image' is"),
         ([{"questions": [1]}], "entry 0: question 0 is 1"),
         ([turns(("human", "q"))], "an even number of turns"),
-        ([turns(("gpt", "q"), ("human", "a"))], "turn 0: field 'from' is 'gpt'; expected 'human'"),
+        ([turns(("gpt", "q"), ("human", "a"))], "turn 0: field 'from' is 'gpt'; expected 'human' or 'user'"),
         ([turns(("human", "q"), ("gpt", None))], "turn 1: field 'value' is None"),
     ],
 )

@@ -18,29 +18,14 @@ from torch.utils.data import Dataset
 from transformers import Qwen2TokenizerFast
 
 from prompts import IM_END, IMAGE_PREFIX, USER_PREFIX, USER_SUFFIX, describe_in_words
-from questions import KINDS, Asked, ask
+from questions import ask_some
 from scenes import Scene, Split, make_scene, model_pixels, render
 
 SEQUENCE_LENGTH = 128
 IGNORE = -100  # the label that transformers' loss skips
-DRAWS = 14  # questions drawn for a scene; more than fit in a sequence
-# How often each kind is asked in training, relative to the others. Kinds that look for something named in the question
-# are learnt last, and their answers are the shortest, so that a loss averaged over tokens would hardly hear them.
-KIND_SHARES = {
-    "read": 1.0,
-    "count": 0.5,
-    "sum": 1.0,
-    "exists": 2.0,
-    "how many": 2.0,
-    "largest, smallest": 1.0,
-    "compare": 2.0,
-    "where": 2.0,
-    "describe": 0.5,
-}
 EMPTY = 10  # the class of an empty place
 _SCENE_GROUP = 0
 _PADDING_GROUP = -1
-_KIND_PROBABILITIES = np.array([KIND_SHARES[kind] for kind in KINDS]) / sum(KIND_SHARES.values())
 
 
 def _pixels_of(index: int, split: Split) -> np.ndarray:
@@ -73,12 +58,6 @@ class Sequences:
     labels: Tensor
     groups: Tensor  # 0: the scene; 1, 2, ...: a question; -1: padding
     position_ids: Tensor
-
-
-def ask_some(scene: Scene, rng: np.random.Generator) -> list[Asked]:
-    """Questions about a scene in random order, kinds in the shares of `KIND_SHARES`, as far as the scene allows them."""
-    kinds = rng.choice(KINDS, size=DRAWS, p=_KIND_PROBABILITIES)
-    return [asked for kind in kinds if (asked := ask(scene, str(kind), rng)) is not None]
 
 
 def pack(scenes: list[Scene], tokenizer: Qwen2TokenizerFast, seed: int, in_words: bool = False) -> Sequences:

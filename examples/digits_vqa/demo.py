@@ -16,7 +16,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from evaluate import Preprocessor, Question, answers
+from evaluate import Preprocessor, answers
+from held_out import Question
 from mote_export.checkpoint import load_checkpoint
 from mote_export.cli.export import main as mote_export
 from mote_export.passes import apply_passes, pack_ternary_experts

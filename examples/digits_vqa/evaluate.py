@@ -9,58 +9,22 @@ import argparse
 import json
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
+from held_out import DEFAULT_QUESTIONS, Question, held_out_questions
 from mote_export.checkpoint.pt import load_model_pt
+from mote_export.evaluation.generation import equal_rows, greedy_ids
 from mote_export.model import MoteForConditionalGeneration
-from prompts import format_prompt
-from questions import KINDS, ask
-from scenes import make_scene, render
 
 FOLDER = Path(__file__).parent
-DEFAULT_QUESTIONS = 300 * len(KINDS)
 MAX_NEW_TOKENS = 32  # the longest answer, the description of four digits, takes 24
-_SEED = 40_507
 _BATCH = 300
-
-
-@dataclass(frozen=True)
-class Question:
-    """One held-out question. `prompt` is the question as a user types it; `full_prompt` is what the model reads."""
-
-    image: Image.Image
-    prompt: str
-    answer: str
-    kind: str
-
-    @property
-    def full_prompt(self) -> str:
-        return format_prompt(self.prompt)
-
-
-def held_out_questions(count: int = DEFAULT_QUESTIONS) -> list[Question]:
-    """The first `count` held-out questions, kinds in turn, each about a scene of its own from the held-out split.
-
-    The list for a smaller count is the beginning of the list for a greater one.
-    """
-    found: list[Question] = []
-    index = 0
-    while len(found) < count:
-        scene = make_scene("test", index)
-        asked = ask(scene, KINDS[len(found) % len(KINDS)], np.random.default_rng((_SEED, index)))
-        index += 1
-        if asked is not None:
-            found.append(Question(render(scene), asked.question, asked.answer, asked.kind))
-    return found
 
 
 @dataclass(frozen=True)
@@ -89,17 +53,11 @@ class Preprocessor:
     def batches(self, questions: Sequence[Question]) -> Iterator[_Batch]:
         """Questions of equal length together: no padding, so a batch computes what single questions would."""
         ids = [self.tokenizer(question.full_prompt).input_ids for question in questions]
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for row, tokens in enumerate(ids):
-            by_length[len(tokens)].append(row)
-        for rows in by_length.values():
-            for start in range(0, len(rows), _BATCH):
-                part = rows[start : start + _BATCH]
-                pixels = self.image_processor([questions[row].image for row in part], return_tensors="pt").pixel_values
-                yield _Batch(part, torch.tensor([ids[row] for row in part]), pixels)
+        for rows in equal_rows([len(tokens) for tokens in ids], _BATCH):
+            pixels = self.image_processor([questions[row].image for row in rows], return_tensors="pt").pixel_values
+            yield _Batch(rows, torch.tensor([ids[row] for row in rows]), pixels)
 
 
-@torch.inference_mode()
 def answers(
     model: LlavaForConditionalGeneration, preprocessor: Preprocessor, questions: Sequence[Question]
 ) -> list[str]:
@@ -107,17 +65,9 @@ def answers(
     model.eval()
     texts = [""] * len(questions)
     for batch in preprocessor.batches(questions):
-        generated = model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=torch.ones_like(batch.input_ids),
-            pixel_values=batch.pixel_values,
-            max_new_tokens=MAX_NEW_TOKENS,
-            do_sample=False,
-            pad_token_id=preprocessor.tokenizer.pad_token_id,
-            eos_token_id=preprocessor.tokenizer.eos_token_id,
-        )
-        new_tokens = generated[:, batch.input_ids.shape[1] :]
-        replies = preprocessor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+        eos = preprocessor.tokenizer.eos_token_id
+        generated = greedy_ids(model, batch.input_ids, batch.pixel_values, MAX_NEW_TOKENS, [eos])
+        replies = preprocessor.tokenizer.batch_decode(generated, skip_special_tokens=True)
         for row, reply in zip(batch.rows, replies, strict=True):
             texts[row] = reply
     return texts

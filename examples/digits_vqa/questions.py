@@ -9,6 +9,21 @@ import numpy as np
 
 from scenes import PLACES, Scene
 
+DRAWS = 14  # questions drawn for a scene; more than fit in a sequence
+# How often each kind is asked in training, relative to the others. Kinds that look for something named in the question
+# are learnt last, and their answers are the shortest, so that a loss averaged over tokens would hardly hear them.
+KIND_SHARES = {
+    "read": 1.0,
+    "count": 0.5,
+    "sum": 1.0,
+    "exists": 2.0,
+    "how many": 2.0,
+    "largest, smallest": 1.0,
+    "compare": 2.0,
+    "where": 2.0,
+    "describe": 0.5,
+}
+
 
 class Asked(NamedTuple):
     """One question about one scene."""
@@ -115,9 +130,16 @@ _ASK: dict[str, Callable[[Scene, np.random.Generator], tuple[str, str] | None]] 
     "describe": _describe,
 }
 KINDS = tuple(_ASK)
+_KIND_PROBABILITIES = np.array([KIND_SHARES[kind] for kind in KINDS]) / sum(KIND_SHARES.values())
 
 
 def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Asked | None:
     """A question of a kind about a scene, or None where the scene allows none (the sum of a single digit)."""
     asked = _ASK[kind](scene, rng)
     return None if asked is None else Asked(kind, *asked)
+
+
+def ask_some(scene: Scene, rng: np.random.Generator) -> list[Asked]:
+    """Questions about a scene in random order, kinds in the shares of `KIND_SHARES`, as far as the scene allows them."""
+    kinds = rng.choice(KINDS, size=DRAWS, p=_KIND_PROBABILITIES)
+    return [asked for kind in kinds if (asked := ask(scene, str(kind), rng)) is not None]

@@ -49,12 +49,12 @@ from batches import (
     PlaceCollator,
     QuestionCollator,
     Rows,
-    ask_some,
     pack,
     place_labels,
     render_scenes,
 )
-from evaluate import DEFAULT_QUESTIONS, Preprocessor, accuracy_by_kind, answers, held_out_questions, router_load
+from evaluate import Preprocessor, accuracy_by_kind, answers, router_load
+from held_out import DEFAULT_QUESTIONS, held_out_questions
 from mote_export.checkpoint.pt import load_model_pt, save_model_pt
 from mote_export.model import upcycle
 from mote_export.train import set_trainable
@@ -69,6 +69,7 @@ from prompts import (
     processor_files,
     train_tokenizer,
 )
+from questions import ask_some
 from scenes import MODEL_SIZE, Scene, make_scene
 
 FOLDER = Path(__file__).parent

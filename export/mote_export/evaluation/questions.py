@@ -173,8 +173,8 @@ def _conversation(fields: Fields) -> Iterator[Question]:
     if len(turns) % 2:
         raise fields.refuse("conversations", "an even number of turns, of human and gpt in turns")
     for asked, replied in zip(turns[::2], turns[1::2], strict=True):
-        asked.choice("from", ("human",))
-        replied.choice("from", ("gpt",))
+        asked.choice("from", ("human", "user"))
+        replied.choice("from", ("gpt", "assistant"))
         text = asked.text("value", MAX_TEXT).replace(_PLACE_OF_IMAGE, "").strip()
         yield Question(text, (replied.text("value", MAX_TEXT),), task, image_name=image_name)
 
