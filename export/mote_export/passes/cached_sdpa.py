@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from mote_export.passes.attention import check_decoder_attention, is_decoder_attention
 from mote_export.passes.base import ModulePass
+from mote_export.passes.quantize_linear import QuantizedLinear, concatenate_quantized
 
 
 class CachedSdpa(nn.Module):
     """Attention over a cache of fixed length that it holds itself.
 
-    Query, key and value come from one linear layer if they are stock ones, and query and key heads are rotated together: fewer
+    Query, key and value come from one linear layer unless they are ternary, and query and key heads are rotated together: fewer
     operators to run.
 
     forward: hidden_states [1, s, hidden], start (position of the first token, a symbolic integer), cos and sin [s, head_dim / 2]
@@ -26,8 +27,7 @@ class CachedSdpa(nn.Module):
     def __init__(self, attention: Any, context_length: int) -> None:
         super().__init__()
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        is_stock = all(type(projection) is nn.Linear for projection in projections)
-        self.qkv_proj = concatenate(projections) if is_stock else SideBySide(projections)
+        self.qkv_proj = one_layer(projections)
         self.o_proj = attention.o_proj
         self.head_dim: int = attention.head_dim
         self.scaling: float = attention.scaling
@@ -61,6 +61,15 @@ class SideBySide(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([linear(x) for linear in self.linears], dim=-1)
+
+
+def one_layer(linears: Sequence[Any]) -> nn.Module:
+    """Linear layers of one input as one module, whose outputs are theirs, one after another."""
+    if all(type(linear) is nn.Linear for linear in linears):
+        return concatenate(linears)
+    if all(isinstance(linear, QuantizedLinear) for linear in linears):
+        return concatenate_quantized(linears)
+    return SideBySide(linears)
 
 
 def concatenate(linears: Sequence[nn.Linear]) -> nn.Linear:

@@ -1,20 +1,27 @@
 """Quantizes parts of a model inside torch: values become codes * scale, so that its accuracy can be measured before an export."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mote_export.model import MoteLayer, MoteModel, RoutedExperts, TernaryExperts, find_gated_mlps
+from mote_export.model import (
+    MoteForConditionalGeneration,
+    MoteLayer,
+    MoteModel,
+    RoutedExperts,
+    TernaryExperts,
+    find_gated_mlps,
+)
 from mote_export.model.surgery import PROJECTIONS
 from mote_export.quantize.base import QuantizedWeight, Rounding, WeightFormat, fitting_group
 from mote_export.quantize.matrix import check_method, quantize
 from mote_runtime.errors import MoteError
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-SHARED_EXPERTS = "shared_experts"
+SHARED_EXPERTS, ROUTED_EXPERTS = "shared_experts", "routed_experts"
 
 
 @dataclass(frozen=True)
@@ -98,63 +105,69 @@ class QuantizeReport:
         }
 
 
-def _weights(modules: Iterator[nn.Module], names: tuple[str, ...]) -> Iterator[Tensor]:
-    for module in modules:
-        for name in names:
-            linear = module.get_submodule(name)
-            if type(linear) is not nn.Linear:
-                raise MoteError(
-                    f"{name} of a {type(module).__name__} is of type {type(linear).__name__}, only plain linear layers can be "
-                    "quantized."
-                )
-            yield linear.weight
+def _projections(modules: Iterable[nn.Module], names: tuple[str, ...]) -> Iterator[nn.Module]:
+    return (module.get_submodule(name) for module in modules for name in names)
 
 
-def _shared_experts(model: MoteModel) -> Iterator[Tensor]:
-    layers = (layer for layer in model.mote_layers() if layer.settings.shared_expert == "full")
-    return _weights((layer.shared_expert for layer in layers if layer.shared_expert is not None), PROJECTIONS)
+def _shared_experts(model: MoteModel) -> Iterator[nn.Module]:
+    layers = [layer for layer in model.mote_layers() if layer.settings.shared_expert == "full"]
+    return _projections((layer.shared_expert for layer in layers if layer.shared_expert is not None), PROJECTIONS)
 
 
-def _routed_experts(model: MoteModel) -> Iterator[Tensor]:
-    for module in model.modules():
-        if isinstance(module, RoutedExperts) and not isinstance(module, TernaryExperts):
-            yield from (module.get_parameter(name) for name in PROJECTIONS)
+def _routed_experts(model: MoteModel) -> Iterator[nn.Module]:
+    experts = (module for module in model.modules() if isinstance(module, RoutedExperts))
+    return (module for module in experts if not isinstance(module, TernaryExperts))
 
 
-def _dense_mlps(model: MoteModel) -> Iterator[Tensor]:
+def _dense_mlps(model: MoteModel) -> Iterator[nn.Module]:
     decoder = model.get_decoder()
-    experts = [name for name, module in decoder.named_modules() if isinstance(module, MoteLayer)]
-    names = [name for name in find_gated_mlps(decoder) if not name.startswith(tuple(f"{layer}." for layer in experts))]
-    return _weights((decoder.get_submodule(name) for name in names), PROJECTIONS)
+    experts = tuple(f"{name}." for name, module in decoder.named_modules() if isinstance(module, MoteLayer))
+    names = [name for name in find_gated_mlps(decoder) if not name.startswith(experts)]
+    return _projections((decoder.get_submodule(name) for name in names), PROJECTIONS)
 
 
-def _attention(model: MoteModel) -> Iterator[Tensor]:
-    return _weights((layer.self_attn for layer in model.get_decoder().layers), ATTENTION_PROJECTIONS)
+def _attention(model: MoteModel) -> Iterator[nn.Module]:
+    return _projections((layer.self_attn for layer in model.get_decoder().layers), ATTENTION_PROJECTIONS)
 
 
-def _projector(model: MoteModel) -> Iterator[Tensor]:
-    projector = getattr(model, "multi_modal_projector", None)
-    if projector is not None:
-        yield from (module.weight for module in projector.modules() if isinstance(module, nn.Linear))
+def _projector(model: MoteModel) -> Iterator[nn.Module]:
+    if isinstance(model, MoteForConditionalGeneration):
+        yield from (module for module in model.multi_modal_projector.modules() if isinstance(module, nn.Linear))
 
 
-def _lm_head(model: MoteModel) -> Iterator[Tensor]:
-    yield model.get_output_embeddings().get_parameter("weight")
+def _lm_head(model: MoteModel) -> Iterator[nn.Module]:
+    yield model.get_output_embeddings()
 
 
-def _embedding(model: MoteModel) -> Iterator[Tensor]:
-    yield model.get_input_embeddings().get_parameter("weight")
+def _embedding(model: MoteModel) -> Iterator[nn.Module]:
+    yield model.get_input_embeddings()
 
 
-PARTS: dict[str, Callable[[MoteModel], Iterator[Tensor]]] = {
+PARTS: dict[str, Callable[[MoteModel], Iterator[nn.Module]]] = {
     SHARED_EXPERTS: _shared_experts,
-    "routed_experts": _routed_experts,
+    ROUTED_EXPERTS: _routed_experts,
     "dense_mlps": _dense_mlps,
     "attention": _attention,
     "projector": _projector,
     "lm_head": _lm_head,
     "embedding": _embedding,
 }
+LINEAR_PARTS = ("dense_mlps", "attention", "projector", "lm_head")  # what mote-export --linear is for
+
+
+def weights_of(module: nn.Module, part: str) -> list[Tensor]:
+    """The matrices [N, K], or stacks of them, that a module of `part` holds; a bias is none.
+
+    Raises:
+        MoteError: a layer of another type than a plain one, whose weights mean something else.
+    """
+    if isinstance(module, RoutedExperts):
+        return list(module.parameters())
+    if type(module) not in (nn.Linear, nn.Embedding):
+        raise MoteError(
+            f"{part} has a layer of type {type(module).__name__}, only plain linear layers can be quantized."
+        )
+    return [module.get_parameter("weight")]
 
 
 def quantize_model_(model: MoteModel, options: QuantizeOptions) -> QuantizeReport:
@@ -173,7 +186,7 @@ def quantize_model_(model: MoteModel, options: QuantizeOptions) -> QuantizeRepor
 
 
 def _round_part(model: MoteModel, part: str, form: WeightFormat, done: set[int]) -> PartReport:
-    parameters = list(PARTS[part](model))
+    parameters = [parameter for module in PARTS[part](model) for parameter in weights_of(module, part)]
     if not parameters:
         raise MoteError(f"{part} are to be quantized, but {type(model).__name__} has none.")
     rounding, matrices, weights, code_bytes, scale_bytes = Rounding(), 0, 0, 0, 0
@@ -206,7 +219,7 @@ def quantize_matrix(weight: Tensor, form: WeightFormat, part: str) -> QuantizedW
 
 def _untie_head(model: MoteModel, options: QuantizeOptions) -> None:
     """Gives a tied head a matrix of its own where the two become different."""
-    head, embedding = (next(PARTS[part](model)) for part in ("lm_head", "embedding"))
+    (head,), (embedding,) = (weights_of(next(PARTS[part](model)), part) for part in ("lm_head", "embedding"))
     if head is not embedding or options.lm_head == options.embedding:
         return
     model.get_output_embeddings().weight = nn.Parameter(head.detach().clone(), requires_grad=head.requires_grad)
