@@ -2,13 +2,24 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import DEMO_MODEL
+from tiny import companion_files, dense_llava, tiny_checkpoint, tiny_text_config, write_dense
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from mote_export.checkpoint import Checkpoint, DenseCheckpoint, load_dense
+from mote_export.cli.eval import main
 from mote_export.evaluation import (
     Question,
     compare,
@@ -20,7 +31,10 @@ from mote_export.evaluation import (
     write_predictions,
 )
 from mote_export.evaluation.scoring import sign_test
+from mote_export.evaluation.torch_model import TorchModel
 from mote_runtime.errors import MoteError
+from mote_runtime.manifest import ImageSpec
+from mote_runtime.preprocess import preprocess_image
 
 IMAGES = DEMO_MODEL.parent / "images"
 
@@ -207,3 +221,206 @@ def test_pictures_that_cannot_be_read_are_counted_or_refused(tmp_path: Path) -> 
         read_questions(write(path, entries))
     with pytest.raises(MoteError, match=r"image folder .* does not exist"):
         read_questions(path, tmp_path / "absent")
+
+
+# --- models ---
+
+
+def tiny_questions() -> list[Question]:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
+    return [
+        Question("ab?", ("a",), image=noise[0]),
+        Question("cd?", ("a",), image=noise[1]),
+        Question("longer?", ("a",), image=noise[1]),
+        Question("0123456789abcdef" + "?" * 27, ("a",)),  # as long as "cd?" with its picture
+        Question("cd?", ("a",)),
+    ]
+
+
+def one_by_one(checkpoint: Checkpoint | DenseCheckpoint, questions: list[Question], tokens: int) -> list[str]:
+    """Without anything of the evaluation: Qwen2's prompt by hand, the likeliest token after each other."""
+    tokenizer = Tokenizer.from_str(checkpoint.files["tokenizer.json"])
+    pad, ends = tokenizer.token_to_id("<|image_pad|>"), {tokenizer.token_to_id("<|im_end|>"), 256}
+    spec = ImageSpec(32, 32, "bicubic", 1 / 255, (0.5,) * 3, (0.5,) * 3)
+    found = []
+    for question in questions:
+        has_image = question.image is not None
+        shown = "<|vision_start|>" + "<|image_pad|>" * 16 + "<|vision_end|>" if has_image else ""
+        ids = tokenizer.encode(f"<|im_start|>user\n{shown}{question.text}<|im_end|>\n<|im_start|>assistant\n").ids
+        images = {"pixel_values": torch.from_numpy(preprocess_image(question.image, spec))[None]} if has_image else {}
+        start = len(ids)
+        with torch.no_grad():
+            for _ in range(tokens):
+                logits = checkpoint.model(input_ids=torch.tensor([ids]), **images).logits[0, -1]
+                logits[pad] = -math.inf
+                if int(logits.argmax()) in ends:
+                    break
+                ids.append(int(logits.argmax()))
+        found.append(tokenizer.decode(ids[start:]))
+    return found
+
+
+def dense_checkpoint() -> DenseCheckpoint:
+    model = dense_llava().eval()
+    with torch.no_grad():  # louder than at the start of a training, or every answer repeats the prompt's last token
+        for name, parameter in model.named_parameters():
+            if "mlp." in name or "projector" in name:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+    return DenseCheckpoint("dense", model, companion_files(32))
+
+
+@pytest.mark.parametrize("make", [tiny_checkpoint, dense_checkpoint])
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_torch_answers_are_greedy(make: Callable[[], Checkpoint | DenseCheckpoint], batch_size: int) -> None:
+    checkpoint, questions = make(), tiny_questions()
+    answers = TorchModel(checkpoint, max_new_tokens=5, batch_size=batch_size).answers(questions)
+    assert answers == one_by_one(checkpoint, questions, 5)
+    assert len(set(answers)) > 1
+
+
+def test_a_dense_text_model_answers_and_takes_no_pictures(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    write_dense(tmp_path, AutoModelForCausalLM.from_config(tiny_text_config(LlamaConfig)))
+    model = TorchModel.load(tmp_path, max_new_tokens=5)
+    questions = tiny_questions()[3:]
+    assert model.answers(questions) == one_by_one(load_dense(tmp_path), questions, 5)
+    with pytest.raises(MoteError, match="text only"):
+        model.answers(tiny_questions())
+    with pytest.raises(MoteError, match=r"is \d+ tokens long; the model's context holds 128"):
+        model.answers([Question("x" * 200, ("a",))])
+    with pytest.raises(MoteError, match="device 'abacus' cannot be used"):
+        TorchModel.load(tmp_path, "abacus")
+
+
+# --- the command ---
+
+QUESTIONS = IMAGES / "questions.json"
+
+
+@pytest.fixture(scope="module")
+def predictions(demo_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of ONNX Runtime, by a process that has no torch."""
+    path = tmp_path_factory.mktemp("predictions") / "onnx.jsonl"
+    code = (
+        "import sys; sys.modules['torch'] = None; from mote_export.cli.eval import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, demo_export, QUESTIONS, "--predictions", path, "--json", "--threads", "1"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert (found["runtime"], found["skipped"], found["overall"]["questions"]) == ("onnxruntime", 0, 66)
+    assert len(found["tasks"]) == 9
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sum(row["score"] for row in rows) == found["overall"]["total"] >= 0.8 * 66
+    assert all(row["score"] == float(row["prediction"] in row["answer"]) for row in rows)
+    return path
+
+
+@pytest.mark.parametrize("model", ["torch", "executorch"])
+def test_all_of_them_answer_the_same(
+    model: str, demo_export: Path, predictions: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = [str(DEMO_MODEL)] if model == "torch" else [str(demo_export), "--runtime", "executorch"]
+    assert main([*options, str(QUESTIONS), "--against", str(predictions), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["runtime"] == model
+    overall = found["against"]["overall"]
+    assert overall["before"]["questions"] == 66
+    assert (overall["changed"], overall["difference"], found["against"]["unmatched"]) == (0, 0.0, 0)
+
+
+def test_the_tables(demo_export: Path, predictions: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of three questions: one skipped, one right, one that another model had right, before."""
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    shutil.copyfile(IMAGES / "scene-0.png", tmp_path / "a.png")
+    entries = [
+        {"image": name, "question": "How many digits do you see?", "answer": answer, "task": f"[b]{answer}"}
+        for name, answer in (("a.png", "2"), ("a.png", "3"), ("broken.png", "2"))
+    ]
+    data = str(write(tmp_path / "data.json", entries))
+    earlier = [{**entry, "prediction": "3"} for entry in entries[:2]]
+    other = write(tmp_path / "other.jsonl", "\n".join(map(json.dumps, earlier)))
+    assert main([str(demo_export), data, "--against", str(other)]) == 0
+    captured = capfd.readouterr()
+    rows = {cells[0]: cells[1:] for cells in table_cells(captured.out) if len(cells) == 4}
+    assert rows == {
+        "[b]2": ["1", "100.0%", "20.7% - 100.0%"], "[b]3": ["1", "0.0%", "0.0% - 79.3%"],
+        "overall": ["2", "50.0%", "9.5% - 90.5%"],
+    }  # fmt: skip
+    flips = {cells[0]: cells[1:] for cells in table_cells(captured.out) if len(cells) == 8}
+    assert flips == {
+        "[b]2": ["0.0%", "100.0%", "+100.0", "1", "1", "0", "1"], "[b]3": ["100.0%", "0.0%", "-100.0", "1", "0", "1", "1"],
+        "overall": ["50.0%", "50.0%", "+0.0", "2", "1", "1", "1"],
+    }  # fmt: skip
+    assert "1 questions are skipped" in captured.err
+    assert "broken.png" in captured.err
+    assert main([str(demo_export), data, "--strict"]) == 1
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert "broken.png" in captured.err
+
+
+def table_cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")]
+
+
+def test_what_cannot_be_evaluated_is_a_sentence(
+    demo_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    bad = write(tmp_path / "bad.jsonl", "{}\n")
+    here, data = str(demo_export), str(QUESTIONS)
+    for arguments, sentence in (
+        ([str(DEMO_MODEL), data, "--runtime", "executorch"], "is no export, so --runtime executorch cannot run it"),
+        ([str(demo_export / "onnx"), data, "--runtime", "executorch"], "was exported for onnxruntime"),
+        ([str(tmp_path / "absent"), data], "does not exist"),
+        ([str(empty), data], "config.json cannot be read"),
+        ([here, str(tmp_path / "absent.json")], "does not exist"),
+        ([here, data, "--against", str(bad)], "line 1: field 'question' is missing"),
+        ([here, data, "--against", str(tmp_path / "absent.jsonl")], "does not exist"),
+        ([here, data, "--predictions", str(empty)], "cannot be written"),
+        ([here, data, "--predictions", str(tmp_path / "absent" / "file")], "cannot be written"),
+    ):
+        assert main(arguments) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("mote-eval: ")
+        assert sentence in captured.err
+        assert captured.err.count("\n") == 1
+    for arguments in (
+        [here],
+        [here, data, "--limit", "0"],
+        [here, data, "--metric", "bleu"],
+        [here, data, "--threads", "9999"],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mote_export.cli.eval.evaluate", interrupt)
+    assert main([here, data, "--predictions", str(tmp_path / "p.jsonl")]) == 130
+    assert not (tmp_path / "p.jsonl").exists()
+
+
+# --- the digit scenes as files ---
+
+
+def test_the_digit_scenes_as_files(tmp_path: Path) -> None:
+    code = [str(DEMO_MODEL.parent / "write_dataset.py"), "-o", "digits", "--scenes", "4", "--questions-per-scene", "2"]
+    command = [sys.executable, *code, "--held-out", "3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"{Path('digits/train.json')}: 8 questions about 4 scenes"
+    training, testing = (
+        read_questions(tmp_path / "digits" / f"{name}.json", strict=True) for name in ("train", "test")
+    )
+    assert len({each.image_name for each in training.questions}) == 4
+    assert [each.task for each in testing.questions] == ["read", "count", "sum"]
+    assert not any("<image>" in each.text for each in training.questions)
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "no empty folder" in again.stderr

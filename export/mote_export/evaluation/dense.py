@@ -1,31 +1,21 @@
-"""Dense models beside MoTE's own, for what the rest of mote asks of a checkpoint: a MoTE model without experts."""
+"""Dense models beside MoTE's own: what the rest of mote asks of a checkpoint, for one that has no experts."""
 
-from pathlib import Path
+import torch
 
-from mote_export.checkpoint import Checkpoint, load_checkpoint
-from mote_export.checkpoint.dense import DenseCheckpoint, is_dense, load_dense
-from mote_export.checkpoint.folder import CONFIG
+from mote_export.checkpoint import Checkpoint, DenseCheckpoint
 from mote_export.model import MoteConfig, MoteForCausalLM, MoteForConditionalGeneration, MoteModel, MoteTextConfig
-from mote_export.model.upcycling import copy_dense_weights
 
 
-def load_any_checkpoint(path: Path) -> Checkpoint:
-    """A MoTE checkpoint, or a dense transformers folder as one whose model has no experts. Raises CheckpointError."""
-    if (path / CONFIG).is_file() and is_dense(path):
-        return without_experts(load_dense(path))
-    return load_checkpoint(path)
-
-
-def without_experts(dense: DenseCheckpoint) -> Checkpoint:
-    """A checkpoint with a copy of the model, which computes the same; it can be asked, but not exported."""
-    config = dense.model.config
-    model: MoteModel
-    if dense.has_vision:
-        values = config.to_dict()
-        values.pop("model_type")
-        model = MoteForConditionalGeneration(MoteConfig(**values))
-    else:
-        model = MoteForCausalLM(MoteTextConfig(text_config=config.to_dict()))
-    model = model.to(dense.model.dtype)
-    copy_dense_weights(dense.model, model, init="random")  # there are no experts, random or other
-    return Checkpoint(dense.name, model.eval(), dense.files)
+def as_described(checkpoint: Checkpoint | DenseCheckpoint) -> Checkpoint:
+    """The checkpoint; of a dense one its name, files and configuration, with a MoTE model that has neither experts nor weights."""
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    values = checkpoint.model.config.to_dict()
+    skeleton: MoteModel
+    with torch.device("meta"):
+        if checkpoint.has_vision:
+            skeleton = MoteForConditionalGeneration(MoteConfig(**{**values, "model_type": MoteConfig.model_type}))
+        else:
+            skeleton = MoteForCausalLM(MoteTextConfig(text_config=values))
+    skeleton.generation_config = checkpoint.model.generation_config
+    return Checkpoint(checkpoint.name, skeleton, checkpoint.files)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mote_export.checkpoint import Checkpoint
-from mote_export.evaluation.dense import load_any_checkpoint
+from mote_export.checkpoint import Checkpoint, DenseCheckpoint, load_any
+from mote_export.evaluation.dense import as_described
 from mote_export.evaluation.generation import equal_rows, greedy_ids
 from mote_export.evaluation.results import Question
 from mote_export.manifest import image_spec, model_spec
@@ -28,7 +28,7 @@ class TorchModel:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | DenseCheckpoint,
         *,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         batch_size: int = DEFAULT_BATCH_SIZE,
@@ -37,7 +37,7 @@ class TorchModel:
         """Takes the model as it is, on its device and in its dtype, and puts it in eval mode.
 
         Args:
-            checkpoint: with the files of tokenizer and, for pictures, of the image processor.
+            checkpoint: MoTE's or dense, with the files of tokenizer and, for pictures, of the image processor.
             max_new_tokens: the greatest length of an answer.
             batch_size: questions at a time.
             progress: show a bar on stderr, where that is a terminal.
@@ -49,13 +49,13 @@ class TorchModel:
         self._max_new_tokens = max_new_tokens
         self._batch_size = batch_size
         self._progress = progress
-        text_config = checkpoint.model.config.text_config
-        self._spec = model_spec(checkpoint, text_config.max_position_embeddings)
-        self._image = image_spec(checkpoint)
+        described = as_described(checkpoint)
+        self._spec = model_spec(described, described.model.config.text_config.max_position_embeddings)
+        self._image = image_spec(described)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tokenizer.json"
             path.write_text(checkpoint.files[path.name], encoding="utf-8")
-            self._tokenizer = PromptTokenizer(path, self._spec, prompt_spec(checkpoint))
+            self._tokenizer = PromptTokenizer(path, self._spec, prompt_spec(described))
 
     @property
     def name(self) -> str:
@@ -73,7 +73,7 @@ class TorchModel:
         progress: bool = False,
     ) -> Self:
         """Loads a MoTE checkpoint of any format, or a dense folder of `save_pretrained`; raises MoteError."""
-        checkpoint = load_any_checkpoint(Path(path))
+        checkpoint = load_any(Path(path))
         try:
             checkpoint.model.to(device)
         except (RuntimeError, AssertionError) as error:
