@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mote_runtime.errors import MoteError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -48,6 +50,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # not made, or somebody else uses it by now
                 parent.rmdir()
         raise
+
+
+def check_output(output: Path) -> None:
+    """Raises MoteError unless `output` can be put in place by a rename."""
+    if output.is_mount():
+        raise MoteError(f"{output} is a mount point, which cannot be replaced: choose a folder inside of it.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        found = "is not empty" if output.is_dir() else "is a file"
+        raise MoteError(f"{output} {found}: choose another folder with -o, or remove it first.")
 
 
 def _umask() -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from mote_export.atomic import atomic_folder
+from mote_export.atomic import atomic_folder, check_output
 from mote_export.checkpoint import Checkpoint, load_checkpoint
 from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_OPSET, DEFAULT_RTOL
 from mote_export.manifest import Source, add_verification, check_manifest, num_image_tokens, write_manifest
@@ -146,15 +146,6 @@ class _Job:
             None if self.settings.portable else target.plugin_library,
             asdict(self.memory) | {"total": self.memory.total},
         )
-
-
-def check_output(output: Path) -> None:
-    """Raises MoteError unless `output` can be put in place by a rename."""
-    if output.is_mount():
-        raise MoteError(f"{output} is a mount point, which cannot be replaced: choose a folder inside of it.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        found = "is not empty" if output.is_dir() else "is a file"
-        raise MoteError(f"{output} {found}: choose another folder with -o, or remove it first.")
 
 
 def check_samples(checkpoint: Checkpoint, samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -27,8 +27,21 @@ def module_name(model: nn.Module, module: nn.Module) -> str:
 
 
 def gated_mlps_by_layer(decoder: nn.Module) -> dict[int, nn.Module]:
-    """The modules of `find_gated_mlps`, by the number of their layer."""
-    return {_layer_index(name): decoder.get_submodule(name) for name in find_gated_mlps(decoder)}
+    """The modules of `find_gated_mlps`, by the number of their layer.
+
+    Raises:
+        ValueError: a layer has several, as a mixture of experts does.
+    """
+    return {index: decoder.get_submodule(name) for index, name in _names_by_layer(decoder).items()}
+
+
+def _names_by_layer(decoder: nn.Module) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for name in find_gated_mlps(decoder):
+        other = names.setdefault(_layer_index(name), name)
+        if other != name:
+            raise ValueError(f"{type(decoder).__name__} has several MLPs in a layer, {other} and {name}: experts already")
+    return names
 
 
 def _layer_index(name: str) -> int:
@@ -43,7 +56,7 @@ def replace_mlps(decoder: nn.Module, settings: MoeSettings) -> list[MoteLayer]:
     Raises:
         ValueError: a named layer has no gated MLP.
     """
-    mlps = {_layer_index(name): name for name in find_gated_mlps(decoder)}
+    mlps = _names_by_layer(decoder)
     for index in settings.layers:
         if index not in mlps:
             raise ValueError(

@@ -9,10 +9,10 @@ import torch
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mote_export.atomic import atomic_folder
+from mote_export.atomic import atomic_folder, check_output
 from mote_export.checkpoint import Checkpoint
 from mote_export.checkpoint.stock_files import CHAT_TEMPLATE_FILE, generation_config
-from mote_export.exporter import check_output, choose_context
+from mote_export.exporter import choose_context
 from mote_export.model import MoteForConditionalGeneration
 from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts, pack_ternary_linear
 from mote_export.quiet import quiet_libraries
