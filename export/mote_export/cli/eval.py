@@ -181,7 +181,9 @@ def _run(arguments: argparse.Namespace, stdout: TextIO) -> None:
         }
         stdout.write(json.dumps(document, indent=2) + "\n")
     else:
-        _print(evaluation, comparison, answerer, questions.skipped, stdout)
+        _print(evaluation, answerer, questions.skipped, stdout)
+        if comparison is not None:
+            _print_comparison(comparison, arguments.against, stdout)
     stdout.flush()
 
 
@@ -262,19 +264,22 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
-def _print(
-    evaluation: Evaluation, comparison: Comparison | None, answerer: _Answerer, skipped: int, stdout: TextIO
-) -> None:
+def _print(evaluation: Evaluation, answerer: _Answerer, skipped: int, stdout: TextIO) -> None:
     from rich.console import Console
 
     console = Console(file=stdout, highlight=False)
     console.print(_accuracy_table(evaluation, f"{answerer.model} in {answerer.runtime}"))
     if skipped:
         console.print(f"{skipped} questions were skipped: their pictures are missing or broken.")
-    if comparison is not None:
-        console.print(_comparison_table(comparison))
-        if comparison.unmatched:
-            console.print(f"{comparison.unmatched} questions are not in the other predictions, so not compared.")
+
+
+def _print_comparison(comparison: Comparison, other: Path, stdout: TextIO) -> None:
+    from rich.console import Console
+
+    console = Console(file=stdout, highlight=False)
+    console.print(_comparison_table(comparison, f"against {other}"))
+    if comparison.unmatched:
+        console.print(f"{comparison.unmatched} questions are not in the other predictions, so not compared.")
 
 
 def _accuracy_table(evaluation: Evaluation, title: str) -> Any:
@@ -298,13 +303,11 @@ def _accuracy_table(evaluation: Evaluation, title: str) -> Any:
     return table
 
 
-def _comparison_table(comparison: Comparison) -> Any:
+def _comparison_table(comparison: Comparison, title: str) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        title="against the other predictions; p: of so uneven gains and losses by chance", title_justify="left"
-    )
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("task")
     for column in ("before", "now", "difference", "changed", "gained", "lost", "p"):
         table.add_column(column, justify="right")
