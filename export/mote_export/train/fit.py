@@ -218,9 +218,11 @@ def _fsdp_arguments(model: nn.Module, settings: FitSettings) -> dict[str, Any]:
     return {
         "fsdp": "full_shard auto_wrap",
         "fsdp_config": {
-            "version": 2,
             "transformer_layer_cls_to_wrap": [type(layers[0]).__name__],
             "state_dict_type": "FULL_STATE_DICT",
+            # Every process has read the same weights.
+            "sync_module_states": False,
+            "cpu_ram_efficient_loading": False,
         },
     }
 

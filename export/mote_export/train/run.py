@@ -149,8 +149,9 @@ def run(plan: Plan, stop: Callable[[], bool] | None = None, progress: bool = Tru
         stack.enter_context(_without_cache(model.config.get_text_config(decoder=True)))
         trainer = make_trainer(model, plan.data, collator, settings, folder, (), stack, stop, progress)
         run_trainer(trainer, settings, plan.identity, stack)
-        state = trainer.accelerator.get_state_dict(trainer.model) if recipe.fsdp else None
-        if not recipe.fsdp:
+        # accelerate's own configuration may ask for FSDP, too.
+        state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+        if state is None:
             trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if int(os.environ.get("RANK", "0")) == 0:
         source = _with_state(plan, state)

@@ -34,7 +34,7 @@ class FitSettings:
         precision: "bf16" is autocast, the parameters keep their dtype.
         gradient_checkpointing: computes activations again in the backward pass instead of keeping them.
         compile: torch.compile; only on a GPU.
-        fsdp: parameters and optimizer are sharded over the processes (FSDP 2), a decoder layer at a time.
+        fsdp: parameters and optimizer are sharded over the processes (FSDP), a decoder layer at a time.
         device: "auto" takes a GPU where there is one.
         workers: processes that load data.
         seed: of the order of the data, and of whatever else is random in the run.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,17 @@ class MoteTrainer(Trainer):
         with torch.no_grad():
             for name, tensor in changing.items():
                 tensor.copy_(saved[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        # Trainer's own asks torch for a device "cpu:0" where there are several processes, which it does not know.
+        try:
+            for name, part in (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler)):
+                part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
+        except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise TrainingError(f"{checkpoint} cannot be read: {error}.") from error
 
     def _changing(self) -> list[tuple[str, Tensor]]:
         parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
