@@ -70,7 +70,7 @@ def test_a_model_in_memory_gives_the_export_of_its_file(
         ({"shared_group_size": 48}, "shared_group_size is 48, expected 32, 64, 128"),
         ({"processor": object()}, "brings its own"),
         ({"target": ["onnx"]}, "target is .'onnx'., expected 'onnx', 'executorch' or 'all'"),
-        ({"model": None}, "the model is a NoneType, expected a path of a checkpoint or a MoteForConditionalGeneration"),
+        ({"model": None}, "the model is a NoneType, expected a path of a checkpoint, a Mote"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(tmp_path: Path, arguments: dict[str, object], sentence: str) -> None:

@@ -14,9 +14,11 @@ import torch
 from test_runner import host_runner
 from tiny import byte_tokenizer, tiny_text_checkpoint, tiny_text_config
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
+from transformers import LlamaConfig, MistralConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from mote_export.checkpoint import Checkpoint, load_checkpoint, save_model_pt
+import mote_export
+from mote_export.api import checkpoint_of as checkpoint_of_model
+from mote_export.checkpoint import Checkpoint, load_checkpoint, save_folder, save_model_pt
 from mote_export.cli.export import main
 from mote_export.defaults import DEFAULT_RTOL
 from mote_export.exporter import choose_context, export
@@ -317,6 +319,40 @@ def test_a_tokenizer_whose_tokens_depend_on_where_a_text_stands_is_refused(tmp_p
     template = "<s>{{ messages[0].content }}"
     with pytest.raises(MoteError, match="makes other tokens of a text in a prompt than of the text alone"):
         export(with_files(tokenizer, 0, **{"chat_template.jinja": template}), tmp_path / "out", ["onnx"])
+
+
+def test_a_model_in_memory_comes_with_its_tokenizer(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(LlamaConfig, num_hidden_layers=1)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(), eos_token="<|im_end|>")
+    found = checkpoint_of_model(checkpoint.model, tokenizer)
+    assert not found.has_vision
+    assert found.files.keys() == {"tokenizer.json", "tokenizer_config.json"}
+    assert special_tokens(found).eos_token_ids == (258,)
+    with pytest.raises(MoteError, match=r"needs its tokenizer as well: pass processor=AutoTokenizer"):
+        mote_export.export(checkpoint.model, tmp_path / "out")
+    with pytest.raises(MoteError, match="the processor is a str, expected the tokenizer of a text model"):
+        mote_export.export(checkpoint.model, tmp_path / "out", processor="tokenizer")  # type: ignore[arg-type]
+
+
+@pytest.mark.long
+def test_optimum_exports_one_graph_for_its_own_class(tmp_path: Path) -> None:
+    """`--task auto` knows what a text model is for, and that it takes no pictures."""
+    pytest.importorskip("optimum.exporters.onnx")
+    from optimum.exporters.onnx import main_export
+    from optimum.onnxruntime import ORTModelForCausalLM
+
+    checkpoint = checkpoint_of(LlamaConfig, num_hidden_layers=1)
+    save_folder(tmp_path / "model", checkpoint)
+    main_export(str(tmp_path / "model"), tmp_path / "onnx")
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(get_library_path("onnxruntime")))
+    model = ORTModelForCausalLM.from_pretrained(tmp_path / "onnx", session_options=options)
+    apply_passes(checkpoint.model, [pack_ternary_experts()])
+    ids = torch.tensor([byte_tokenizer().encode(f"{PREFIX}Hello{SUFFIX}").ids])
+    expected = checkpoint.model.generate(ids, max_new_tokens=STEPS, do_sample=False)
+    assert model.generate(ids, max_new_tokens=STEPS, do_sample=False).tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="only supports the tasks text-generation-with-past for mote_text"):
+        main_export(str(tmp_path / "model"), tmp_path / "pictures", task="image-text-to-text-with-past")
 
 
 @pytest.mark.long

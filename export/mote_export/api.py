@@ -4,10 +4,10 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
-from transformers import ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from mote_export import exporter
 from mote_export.checkpoint import Checkpoint, check_files
@@ -21,7 +21,7 @@ from mote_export.defaults import (
     OPSETS,
 )
 from mote_export.exporter import ExportResult
-from mote_export.model import MoteForConditionalGeneration
+from mote_export.model import MoteForCausalLM, MoteModel
 from mote_export.passes import PackOptions
 from mote_export.quiet import quiet_libraries
 from mote_export.targets import TARGETS
@@ -29,14 +29,15 @@ from mote_export.verify import Sample
 from mote_runtime.errors import MoteError
 
 ALL = "all"
+Processor: TypeAlias = ProcessorMixin | PreTrainedTokenizerBase
 
 
 def export(
-    model: str | os.PathLike[str] | MoteForConditionalGeneration,
+    model: str | os.PathLike[str] | MoteModel,
     output: str | os.PathLike[str],
     *,
     target: Literal["onnx", "executorch", "all"] = "all",
-    processor: ProcessorMixin | None = None,
+    processor: Processor | None = None,
     context_length: int | None = None,
     packing: str = DEFAULT_PACKING,
     shared_expert: str = DEFAULT_SHARED_EXPERT,
@@ -53,7 +54,8 @@ def export(
         model: model.pt, a folder of save_pretrained, or a model in memory, which stays as it is.
         output: an absent or empty folder. It gets the subfolders onnx/ and executorch/ with target "all", and is the export itself
             with a single target.
-        processor: of a model in memory: the transformers processor (image processor and tokenizer) that belongs to it.
+        processor: of a model in memory: the transformers processor (image processor and tokenizer) that belongs to it; of a
+            text model its tokenizer.
         context_length: positions in the KV cache; default: the model's own limit, at most 4096.
         packing: of the ternary experts, "2bit" or "1.6bit".
         shared_expert: how the shared expert is stored, "float32", "bf16", "int8" or "int4".
@@ -91,34 +93,37 @@ def export(
         )
 
 
-def _source(
-    model: str | os.PathLike[str] | MoteForConditionalGeneration, processor: ProcessorMixin | None
-) -> Path | Checkpoint:
-    if isinstance(model, MoteForConditionalGeneration):
+def _source(model: str | os.PathLike[str] | MoteModel, processor: Processor | None) -> Path | Checkpoint:
+    if isinstance(model, MoteModel):
         return checkpoint_of(model, processor)
     if isinstance(model, torch.nn.Module):
         raise MoteError(
-            f"the model is a {type(model).__name__}, expected a MoteForConditionalGeneration: see mote_export.model.upcycle."
+            f"the model is a {type(model).__name__}, expected a MoteForConditionalGeneration or a MoteForCausalLM: see "
+            "mote_export.model.upcycle."
         )
     if not isinstance(model, str | os.PathLike):
         raise MoteError(
-            f"the model is a {type(model).__name__}, expected a path of a checkpoint or a MoteForConditionalGeneration."
+            f"the model is a {type(model).__name__}, expected a path of a checkpoint, a MoteForConditionalGeneration or a "
+            "MoteForCausalLM."
         )
     if processor is not None:
         raise MoteError(f"a processor was given beside {os.fspath(model)}, which brings its own: leave it out.")
     return Path(model)
 
 
-def checkpoint_of(model: MoteForConditionalGeneration, processor: ProcessorMixin | None) -> Checkpoint:
-    """A model in memory with the files of its processor, as if it had been read from a folder."""
+def checkpoint_of(model: MoteModel, processor: Processor | None) -> Checkpoint:
+    """A model in memory with the files of its processor, of a text model its tokenizer, as if it had been read from a folder."""
+    is_text = isinstance(model, MoteForCausalLM)
     if processor is None:
-        raise MoteError(
-            "a model in memory needs its processor as well: pass processor=AutoProcessor.from_pretrained(...)."
+        what, kind = ("tokenizer", "AutoTokenizer") if is_text else ("processor", "AutoProcessor")
+        raise MoteError(f"a model in memory needs its {what} as well: pass processor={kind}.from_pretrained(...).")
+    if not isinstance(processor, PreTrainedTokenizerBase if is_text else ProcessorMixin):
+        expected = (
+            "the tokenizer of a text model"
+            if is_text
+            else "one of image processor and tokenizer, such as LlavaProcessor"
         )
-    if not isinstance(processor, ProcessorMixin):
-        raise MoteError(
-            f"the processor is a {type(processor).__name__}, expected one of image processor and tokenizer, such as LlavaProcessor."
-        )
+        raise MoteError(f"the processor is a {type(processor).__name__}, expected {expected}.")
     _check_model(model)
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
@@ -128,7 +133,7 @@ def checkpoint_of(model: MoteForConditionalGeneration, processor: ProcessorMixin
     return Checkpoint(name, model, check_files(Path(name), files))
 
 
-def _check_model(model: MoteForConditionalGeneration) -> None:
+def _check_model(model: MoteModel) -> None:
     """What a checkpoint is refused for when it is read from a file, and a model in memory may be as well."""
     if model.config.moe_settings is None:
         raise MoteError("the model has no MoTE layer (its config has no 'moe'): see mote_export.model.upcycle.")

@@ -43,14 +43,15 @@ def text_files(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def generation_config(checkpoint: Checkpoint) -> GenerationConfig:
-    """The model's own, with the end tokens of its chat format; an image token is never an answer."""
+    """The model's own, with the end tokens of its chat format; an image token, if it has one, is never an answer."""
     tokens = special_tokens(checkpoint)
     config = copy.deepcopy(checkpoint.model.generation_config)
     config._from_model_config = False  # else generate() would take it for a stale copy and make it anew
     config.bos_token_id = tokens.bos_token_id
     config.eos_token_id = list(tokens.eos_token_ids)
     config.pad_token_id = tokens.pad_token_id
-    config.suppress_tokens = [tokens.image_token_id]
+    if tokens.image_token_id is not None:
+        config.suppress_tokens = [tokens.image_token_id]
     return config
 
 

@@ -10,6 +10,7 @@ from mote_runtime.errors import MoteError
 IMAGE_TEXT_TO_TEXT, TEXT_GENERATION = "image-text-to-text", "text-generation"
 WITH_PAST = "-with-past"
 TASKS = (IMAGE_TEXT_TO_TEXT + WITH_PAST, TEXT_GENERATION + WITH_PAST)
+TEXT_TASKS = TASKS[1:]  # of a text model
 
 Axes = dict[str, dict[int, str]]
 

@@ -11,13 +11,19 @@ from typing import Any
 import torch
 from optimum.exporters.onnx import convert
 from optimum.exporters.tasks import TasksManager
-from transformers import ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from mote_export import api
 from mote_export.defaults import DEFAULT_OPSET, DEFAULT_RTOL, OPSETS
-from mote_export.integrations.optimum.configuration import IMAGE_TEXT_TO_TEXT, TASKS, TEXT_GENERATION, MoteOnnxConfig
+from mote_export.integrations.optimum.configuration import (
+    IMAGE_TEXT_TO_TEXT,
+    TASKS,
+    TEXT_GENERATION,
+    TEXT_TASKS,
+    MoteOnnxConfig,
+)
 from mote_export.integrations.optimum.text_decoder import export_text_decoder
-from mote_export.model import MoteConfig, MoteForConditionalGeneration
+from mote_export.model import MoteConfig, MoteForCausalLM, MoteModel, MoteTextConfig
 from mote_export.passes import PackOptions
 from mote_runtime.errors import MoteError
 
@@ -33,6 +39,7 @@ UNSUPPORTED = {
     "device": "cpu",
     "_variant": "default",
 }
+TASKS_BY_TYPE = {MoteConfig.model_type: TASKS, MoteTextConfig.model_type: TEXT_TASKS}
 NAME = "onnx_export_from_model"
 IMPORTERS = ("optimum.exporters.onnx", "optimum.exporters.onnx.__main__")
 PACK_OPTIONS = ("packing", "shared_expert", "shared_group_size")
@@ -40,8 +47,9 @@ MODEL_KWARGS = (*PACK_OPTIONS, "context_length", "rtol")
 
 
 def register() -> None:
-    """Makes the model type known, and puts ours in front of optimum's functions, for MoTE models only."""
-    TasksManager.create_register("onnx", overwrite_existing=True)(MoteConfig.model_type, *TASKS)(MoteOnnxConfig)
+    """Makes the model types known, and puts ours in front of optimum's functions, for MoTE models only."""
+    for model_type, tasks in TASKS_BY_TYPE.items():
+        TasksManager.create_register("onnx", overwrite_existing=True)(model_type, *tasks)(MoteOnnxConfig)
     ours = _for_our_models(convert.onnx_export_from_model)
     for module in (convert, *(sys.modules[name] for name in IMPORTERS if name in sys.modules)):
         if NAME in vars(module):  # where it has not been imported to yet, it will be ours
@@ -58,7 +66,7 @@ def _for_our_models(theirs: Any) -> Any:
     @functools.wraps(theirs)
     def onnx_export_from_model(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
-        if not isinstance(bound.arguments["model"], MoteForConditionalGeneration):
+        if not isinstance(bound.arguments["model"], MoteModel):
             return theirs(*args, **kwargs)
         bound.apply_defaults()
         return _export(bound.arguments)
@@ -70,8 +78,9 @@ def _for_our_folders(theirs: Any) -> Any:
     """`--task auto`: optimum asks the hub about a name, and refuses to guess for a folder."""
 
     def infer_task(model_name_or_path: str, subfolder: str = "", *args: Any, **kwargs: Any) -> str:
-        if _model_type(Path(model_name_or_path, subfolder) / "config.json") == MoteConfig.model_type:
-            return TASKS[0]
+        model_type = _model_type(Path(model_name_or_path, subfolder) / "config.json")
+        if isinstance(model_type, str) and model_type in TASKS_BY_TYPE:
+            return TASKS_BY_TYPE[model_type][0]
         task: str = theirs(model_name_or_path, subfolder, *args, **kwargs)
         return task
 
@@ -88,11 +97,14 @@ def _model_type(path: Path) -> object:
 
 def _export(arguments: Mapping[str, Any]) -> None:
     """What `mote-export --target onnx` does, or a decoder of text."""
-    model, output, task = arguments["model"], Path(arguments["output"]), arguments["task"] or TASKS[0]
+    model, output = arguments["model"], Path(arguments["output"])
+    tasks = TASKS_BY_TYPE[model.config.model_type]
+    task = arguments["task"] or tasks[0]
     opset = DEFAULT_OPSET if arguments["opset"] is None else arguments["opset"]
     _check(arguments, model, opset)
     options = arguments["model_kwargs"] or {}
-    processor = next((item for item in arguments["preprocessors"] or () if isinstance(item, ProcessorMixin)), None)
+    kind = PreTrainedTokenizerBase if isinstance(model, MoteForCausalLM) else ProcessorMixin
+    processor = next((item for item in arguments["preprocessors"] or () if isinstance(item, kind)), None)
     verify, rtol = arguments["do_validation"], options.get("rtol", DEFAULT_RTOL)
     pack = {name: options[name] for name in PACK_OPTIONS if name in options}
     if task.startswith(TEXT_GENERATION):
@@ -105,7 +117,7 @@ def _export(arguments: Mapping[str, Any]) -> None:
             verify=verify,
             rtol=rtol,
         )
-    elif task.startswith(IMAGE_TEXT_TO_TEXT):
+    elif task.startswith(IMAGE_TEXT_TO_TEXT) and len(tasks) > 1:
         api.export(
             model,
             output,
@@ -118,10 +130,10 @@ def _export(arguments: Mapping[str, Any]) -> None:
             **pack,
         )
     else:
-        raise MoteError(f"the task is {task!r}, expected {' or '.join(TASKS)}.")
+        raise MoteError(f"the task is {task!r}, expected {' or '.join(tasks)}.")
 
 
-def _check(arguments: Mapping[str, Any], model: MoteForConditionalGeneration, opset: int) -> None:
+def _check(arguments: Mapping[str, Any], model: MoteModel, opset: int) -> None:
     for name, expected in UNSUPPORTED.items():
         if name in arguments and arguments[name] != expected:
             raise MoteError(

@@ -13,13 +13,13 @@ from mote_export.atomic import atomic_folder, check_output
 from mote_export.checkpoint import Checkpoint
 from mote_export.checkpoint.stock_files import CHAT_TEMPLATE_FILE, generation_config
 from mote_export.exporter import choose_context
-from mote_export.model import MoteForConditionalGeneration
+from mote_export.model import MoteModel
 from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts, pack_ternary_linear
 from mote_export.quiet import quiet_libraries
 from mote_export.targets.base import ExportSettings
 from mote_export.targets.onnx.export import PASSES, decoder_program
 from mote_export.targets.onnx.external_data import save_with_external_data
-from mote_export.tokens import USER_PREFIX, USER_SUFFIX, chat_template, load_tokenizer, tokenizer_files
+from mote_export.tokens import chat_template, load_tokenizer, prompt_spec, tokenizer_files
 from mote_export.verify import (
     STEPS,
     VerificationError,
@@ -70,7 +70,7 @@ def export_text_decoder(
             verify_text_decoder(temporary, checkpoint, reference, rtol)
 
 
-def _text_config(model: MoteForConditionalGeneration, context_length: int) -> PretrainedConfig:
+def _text_config(model: MoteModel, context_length: int) -> PretrainedConfig:
     """Of the decoder alone, as the client takes the sizes of the cache from it."""
     config = copy.deepcopy(model.config.text_config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -84,9 +84,7 @@ def _text_config(model: MoteForConditionalGeneration, context_length: int) -> Pr
     return config
 
 
-def verify_text_decoder(
-    folder: Path, checkpoint: Checkpoint, reference: MoteForConditionalGeneration, rtol: float
-) -> None:
+def verify_text_decoder(folder: Path, checkpoint: Checkpoint, reference: MoteModel, rtol: float) -> None:
     """Compares greedy answers and their logits, through the client that the folder is for, with torch's.
 
     Args:
@@ -98,9 +96,9 @@ def verify_text_decoder(
     """
     compared = 0
     client = _open(folder)
-    tokenizer = load_tokenizer(checkpoint)
-    for sample in default_samples():
-        ids = tokenizer.encode(f"{USER_PREFIX}{sample.prompt}{USER_SUFFIX}", add_special_tokens=False).ids
+    tokenizer, prompt = load_tokenizer(checkpoint), prompt_spec(checkpoint)
+    for sample in default_samples(checkpoint.has_vision):
+        ids = tokenizer.encode(f"{prompt.user_prefix}{sample.prompt}{prompt.user_suffix}", add_special_tokens=False).ids
         room = client.config.max_position_embeddings - len(ids) + 1
         if room < 1:
             logger.warning("%r does not fit the context", sample.prompt)
