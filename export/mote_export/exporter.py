@@ -14,7 +14,8 @@ from mote_export.atomic import atomic_folder, check_output
 from mote_export.checkpoint import Checkpoint, load_checkpoint
 from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_OPSET, DEFAULT_RTOL
 from mote_export.manifest import Source, add_verification, check_manifest, num_image_tokens, write_manifest
-from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts, pack_ternary_linear
+from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts, pack_ternary_linear, quantize_passes
+from mote_export.passes.quantize_linear import set_activations
 from mote_export.report import ExpertMemory, expert_memory
 from mote_export.targets import TARGETS, ExportSettings, Target
 from mote_export.text_tokens import QUESTION
@@ -83,6 +84,7 @@ def export(
     # Refuse an unusable tokenizer, image processor or sample before the long work.
     check_prompt(checkpoint, check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack))
     samples = (*default_samples(checkpoint.has_vision), *check_samples(checkpoint, samples)) if verify else ()
+    apply_passes(checkpoint.model, quantize_passes(checkpoint.model, pack))
     apply_passes(checkpoint.model.get_decoder(), (pack_ternary_experts(pack), pack_ternary_linear(pack.packing)))
     origin = Source.of(source) if isinstance(source, Path) else Source(source.name, None)
     job = _Job(checkpoint, settings, pack, origin, rtol, samples)
@@ -129,6 +131,7 @@ class _Job:
         verification = None
         if self.samples:
             steps.set_postfix_str(f"{target.name}: verify")
+            set_activations(self.checkpoint.model, target.activations)
             verification = verify_folder(folder, self.checkpoint.model, self.samples, self.rtol)
             add_verification(folder, asdict(verification))
             steps.update()

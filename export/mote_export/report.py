@@ -8,7 +8,7 @@ from torch import Tensor
 from mote_export.memory import full_precision_bytes, mote_bytes
 from mote_export.model import MoteModel
 from mote_export.passes import PackedMoteLayer
-from mote_export.passes.pack_ternary_experts import Rounding
+from mote_export.quantize import Rounding
 
 SHARED_INPUTS = "shared_"  # how the operator's inputs of the shared expert begin
 

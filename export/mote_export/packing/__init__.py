@@ -41,12 +41,14 @@ class SharedFormat:
     """A format of the shared expert.
 
     Attributes:
-        quantize: (weight [N, K], group size) to values for `packing`, and scales bfloat16 [N, G] or None.
+        quantize: (weight [N, K], group size) to values for `packing`, and scales bfloat16 [N, G] or None: round to nearest.
         packing: of the values.
+        bits: of an integer code, for the other methods of mote_export.quantize; None for bfloat16 values.
     """
 
     quantize: Callable[[Tensor, int], tuple[Tensor, Tensor | None]]
     packing: Packing
+    bits: int | None
 
 
 PACKINGS: dict[str, Packing] = {
@@ -55,10 +57,12 @@ PACKINGS: dict[str, Packing] = {
 }
 SHARED_FORMATS: dict[str, SharedFormat] = {
     "bf16": SharedFormat(
-        lambda weight, _: (weight.bfloat16().view(torch.uint16), None), Packing(pack_bf16, unpack_bf16, bf16.INPUTS)
+        lambda weight, _: (weight.bfloat16().view(torch.uint16), None),
+        Packing(pack_bf16, unpack_bf16, bf16.INPUTS),
+        None,
     ),
-    "int8": SharedFormat(lambda weight, _: quantize_int8(weight), Packing(pack_int8, unpack_int8, int8.INPUTS)),
-    "int4": SharedFormat(quantize_int4, Packing(pack_int4, unpack_int4, int4.INPUTS)),
+    "int8": SharedFormat(lambda weight, _: quantize_int8(weight), Packing(pack_int8, unpack_int8, int8.INPUTS), 8),
+    "int4": SharedFormat(quantize_int4, Packing(pack_int4, unpack_int4, int4.INPUTS), 4),
 }
 
 

@@ -8,6 +8,7 @@ from mote_export.passes.pack_ternary_experts import (
     pack_ternary_experts,
 )
 from mote_export.passes.pack_ternary_linear import PackedTernaryLinear, pack_ternary_linear
+from mote_export.passes.quantize_linear import QuantizedEmbedding, QuantizedLinear, quantize_passes
 
 __all__ = [
     "ModulePass",
@@ -16,7 +17,10 @@ __all__ = [
     "PackedTernaryExperts",
     "PackedTernaryLinear",
     "PassError",
+    "QuantizedEmbedding",
+    "QuantizedLinear",
     "apply_passes",
     "pack_ternary_experts",
     "pack_ternary_linear",
+    "quantize_passes",
 ]

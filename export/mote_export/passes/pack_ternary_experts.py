@@ -1,14 +1,23 @@
 """MoteLayer -> one `mote::ternary_moe` with packed weights, the shared expert inside or beside it; master weights are dropped."""
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mote_export import ops
-from mote_export.defaults import DEFAULT_PACKING, DEFAULT_SHARED_EXPERT, DEFAULT_SHARED_GROUP_SIZE
+from mote_export.defaults import (
+    DEFAULT_EMBEDDING,
+    DEFAULT_FULL_EXPERTS,
+    DEFAULT_LINEAR,
+    DEFAULT_PACKING,
+    DEFAULT_QUANTIZER,
+    DEFAULT_SHARED_EXPERT,
+    DEFAULT_SHARED_GROUP_SIZE,
+    EXPERT_FORMATS,
+    LINEAR_FORMATS,
+)
 from mote_export.model import MoteLayer, RoutedExperts
 from mote_export.model.quantizers import ternarize
 from mote_export.packing import (
@@ -24,11 +33,14 @@ from mote_export.packing import (
     pack_scales,
 )
 from mote_export.passes.base import ModulePass
+from mote_export.quantize.base import Rounding, WeightFormat
+from mote_export.quantize.matrix import METHODS, quantize
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import GROUPED_SHARED_EXPERT, SHARED_EXPERTS, SHARED_GROUP_SIZES
 
 OUTSIDE = "float32"  # the shared expert as it is, in stock linear layers
 SHARED_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+FORMAT_BITS: dict[str, Literal[8, 4, 3] | None] = {"float32": None, "int8": 8, "int4": 4, "int3": 3}
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,11 @@ class PackOptions:
         packing: of the ternary experts, a key of `PACKINGS`.
         shared_expert: `float32` for stock linear layers outside of the operator, or a key of `SHARED_FORMATS`.
         group_size: inputs that share a scale in `int4`; other formats have none.
+        quantizer: how scales of integer weights are chosen, a key of `quantize.METHODS`.
+        linear: of attention's projections, dense FFNs of the decoder, the projector and the output layer: float32, int8 or int4.
+        embedding: of the embedding of tokens: float32, int8 or int4.
+        full_experts: of routed experts in full precision, those of MoE-LLaVA: float32, int8, int4 or int3.
+        linear_group_size: inputs that share a scale in the int4 and int3 of these three.
 
     Raises:
         MoteError: a value that is not among those.
@@ -47,12 +64,22 @@ class PackOptions:
     packing: str = DEFAULT_PACKING
     shared_expert: str = DEFAULT_SHARED_EXPERT
     group_size: int = DEFAULT_SHARED_GROUP_SIZE
+    quantizer: str = DEFAULT_QUANTIZER
+    linear: str = DEFAULT_LINEAR
+    embedding: str = DEFAULT_EMBEDDING
+    full_experts: str = DEFAULT_FULL_EXPERTS
+    linear_group_size: int = DEFAULT_SHARED_GROUP_SIZE
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("packing", self.packing, tuple(PACKINGS)),
             ("shared_expert", self.shared_expert, SHARED_EXPERTS),
             ("shared_group_size", self.group_size, SHARED_GROUP_SIZES),
+            ("quantizer", self.quantizer, tuple(METHODS)),
+            ("linear", self.linear, LINEAR_FORMATS),
+            ("embedding", self.embedding, LINEAR_FORMATS),
+            ("full_experts", self.full_experts, EXPERT_FORMATS),
+            ("linear_group_size", self.linear_group_size, SHARED_GROUP_SIZES),
         ):
             if value not in known:
                 raise MoteError(f"{name} is {value!r}, expected {', '.join(map(repr, known))}.")
@@ -71,21 +98,12 @@ class PackOptions:
         """The operator's attribute: 0 where there are no groups."""
         return self.group_size if self.shared_expert == GROUPED_SHARED_EXPERT else 0
 
-
-@dataclass(frozen=True)
-class Rounding:
-    """What a format changed in weights: sums of the squares of the changes and of the weights."""
-
-    changed: float = 0.0
-    weights: float = 0.0
-
-    def __add__(self, other: "Rounding") -> "Rounding":
-        return Rounding(self.changed + other.changed, self.weights + other.weights)
-
-    @property
-    def relative(self) -> float:
-        """Root mean square change, in units of the weights' root mean square; 0 where every weight is kept."""
-        return math.sqrt(self.changed / self.weights) if self.changed else 0.0
+    def weight_format(self, name: str) -> WeightFormat | None:
+        """What `linear`, `embedding` or `full_experts` asks for, by its name; None for float32."""
+        bits = FORMAT_BITS[name]
+        return (
+            None if bits is None else WeightFormat(bits, self.quantizer, None if bits == 8 else self.linear_group_size)
+        )
 
 
 class PackedTernaryExperts(nn.Module):
@@ -121,7 +139,7 @@ class PackedTernaryExperts(nn.Module):
         if options.has_shared_inside:
             form = SHARED_FORMATS[options.shared_format]
             assert layer.shared_expert is not None
-            shared, self.shared_rounding = _pack_shared_expert(layer.shared_expert, form, options.shared_group_size)
+            shared, self.shared_rounding = _pack_shared_expert(layer.shared_expert, form, options)
             weights |= shared
         self.input_names = tuple(weights)
         for name, weight in weights.items():
@@ -170,14 +188,13 @@ def _pack_experts(experts: RoutedExperts, packing: Packing) -> dict[str, Tensor]
 
 
 def _pack_shared_expert(
-    shared_expert: nn.Module, form: SharedFormat, group_size: int
+    shared_expert: nn.Module, form: SharedFormat, options: PackOptions
 ) -> tuple[dict[str, Tensor | None], Rounding]:
     lines, scales, rounding = [], [], Rounding()
     for name in SHARED_PROJECTIONS:
         weight = shared_expert.get_parameter(f"{name}.weight").detach()
-        values, scale = form.quantize(weight, group_size)
-        change = dequantize(values, scale, group_size) - weight.float()
-        rounding += Rounding(float(change.double().square().sum()), float(weight.double().square().sum()))
+        values, scale, rounded = _stored(weight, form, options)
+        rounding += Rounding.of(weight, rounded)
         lines.append(form.packing.pack(values.numpy()))
         scales.append(None if scale is None else pack_scales(scale))
     gate_scale, up_scale, down_scale = scales
@@ -190,6 +207,15 @@ def _pack_shared_expert(
         "shared_down_scale": down_scale,
     }
     return weights, rounding
+
+
+def _stored(weight: Tensor, form: SharedFormat, options: PackOptions) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Values for the packing, scales or None, and the float32 weights that these stand for."""
+    if form.bits is None:
+        values, scale = form.quantize(weight, 0)
+        return values, scale, dequantize(values, scale, 0)
+    quantized = quantize(weight, form.bits, options.shared_group_size, options.quantizer)
+    return quantized.codes, quantized.scale, quantized.dequantize()
 
 
 def pack_ternary_experts(options: PackOptions | None = None) -> ModulePass:

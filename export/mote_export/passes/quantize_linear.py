@@ -15,6 +15,7 @@ from mote_export.model import MoteModel
 from mote_export.model.quantizers import INT8_MAX
 from mote_export.packing.rounding import in_groups
 from mote_export.passes.base import ModulePass
+from mote_export.passes.pack_ternary_experts import PackOptions
 from mote_export.quantize.base import GROUP_SIZES, QuantizedWeight, Rounding, WeightFormat
 from mote_export.quantize.model import LINEAR_PARTS, PARTS, quantize_matrix
 
@@ -142,14 +143,25 @@ def quantized(linear: nn.Linear, form: WeightFormat, part: str) -> QuantizedLine
     return QuantizedLinear(weight, linear.bias, weight.rounding(linear.weight.detach()))
 
 
+def quantize_passes(model: MoteModel, options: PackOptions) -> list[ModulePass]:
+    """The passes that `options` ask for, to be applied to the whole model, before those of the experts."""
+    linear, embedding = options.weight_format(options.linear), options.weight_format(options.embedding)
+    passes = []
+    if linear is not None:
+        passes.append(quantize_linear(model, linear))
+    if embedding is not None:
+        passes.append(quantize_embedding(model, embedding))
+    return passes
+
+
 def quantize_linear(model: MoteModel, form: WeightFormat) -> ModulePass:
     """The pass for the plain linear layers of `LINEAR_PARTS` of this very model; others, such as ternary ones, stay."""
-    parts = {id(module): part for part in LINEAR_PARTS for module in PARTS[part](model) if type(module) is nn.Linear}
+    parts = {module: part for part in LINEAR_PARTS for module in PARTS[part](model) if type(module) is nn.Linear}
     return ModulePass(
         name="quantize-linear",
-        pattern=lambda module: id(module) in parts,
+        pattern=lambda module: module in parts,
         check=_check,
-        rewrite=lambda module: quantized(module, form, parts[id(module)]),  # type: ignore[arg-type]
+        rewrite=lambda module: quantized(module, form, parts[module]),  # type: ignore[arg-type, index]
     )
 
 

@@ -67,6 +67,12 @@ class Rounding:
     changed: float = 0.0
     weights: float = 0.0
 
+    @classmethod
+    def of(cls, weights: Tensor, rounded: Tensor) -> "Rounding":
+        """From weights of one shape before and after."""
+        before = weights.detach().double()
+        return cls(float((rounded.double() - before).square().sum()), float(before.square().sum()))
+
     def __add__(self, other: "Rounding") -> "Rounding":
         return Rounding(self.changed + other.changed, self.weights + other.weights)
 
@@ -98,8 +104,7 @@ class QuantizedWeight:
 
     def rounding(self, weight: Tensor) -> Rounding:
         """What became of `weight` [N, K]."""
-        change = self.dequantize() - weight.float()
-        return Rounding(float(change.double().square().sum()), float(weight.double().square().sum()))
+        return Rounding.of(weight, self.dequantize())
 
     @property
     def code_bytes(self) -> int:

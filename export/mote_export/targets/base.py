@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mote_export.checkpoint import Checkpoint
+from mote_export.passes.quantize_linear import Activations
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Target:
         runtime: the runtime's name in `mote.json` and in `mote-run --runtime`.
         requires: modules that must be importable to export and verify, and the extra that brings them.
         plugin_library: name of the plugin that the runtime needs, unless the export is portable.
+        activations: what its operators for integer weights do to their inputs, for verification.
         write: writes the target's own files of a checkpoint, whose experts are packed already, into a folder.
     """
 
@@ -40,4 +42,5 @@ class Target:
     requires: Sequence[str]
     extra: str
     plugin_library: str
+    activations: Activations
     write: Callable[[Checkpoint, ExportSettings, Path], None]

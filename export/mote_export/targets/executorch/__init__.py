@@ -9,5 +9,6 @@ EXECUTORCH = Target(
     requires=("executorch.exir",),
     extra="executorch",
     plugin_library="libmote_executorch.so",
+    activations="int8-by-token",
     write=write,
 )

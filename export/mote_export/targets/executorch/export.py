@@ -15,6 +15,7 @@ from mote_export.passes import apply_passes
 from mote_export.passes.cached_sdpa import cached_sdpa
 from mote_export.passes.explicit_gelu_tanh import EXPLICIT_GELU_TANH
 from mote_export.passes.portable import PORTABLE_TERNARY_MATMUL, PORTABLE_TERNARY_MOE
+from mote_export.passes.xnnpack_quantized import LOOKED_UP_EMBEDDING, XNNPACK_LINEAR
 from mote_export.targets.base import ExportSettings
 from mote_export.targets.executorch.methods import TextDecoder, TextForward
 from mote_export.tokens import special_tokens
@@ -35,11 +36,13 @@ def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> Non
     model = copy.deepcopy(checkpoint.model)  # the passes work in place
     apply_passes(model.model, (EXPLICIT_GELU_TANH,))
     apply_passes(model.get_decoder(), (cached_sdpa(settings.context_length), *(PORTABLE if settings.portable else ())))
+    apply_passes(model, (XNNPACK_LINEAR, LOOKED_UP_EMBEDDING))
     with torch.no_grad():
         programs = export_methods(model, settings)
+    delegated = [name for name in DELEGATED_METHODS if name in programs]
     # XNNPACK's share of a portable layer does not give the layer's numbers (seen in 1.5): the decoder is left to portable kernels.
-    delegated = DELEGATED_METHODS[:1] if settings.portable else DELEGATED_METHODS
-    program = lower(programs, metadata(checkpoint, settings), [name for name in delegated if name in programs])
+    integers_only = DELEGATED_METHODS[1:] if settings.portable else ()
+    program = lower(programs, metadata(checkpoint, settings), delegated, integers_only)
     with (folder / PROGRAM).open("wb") as file:
         program.write_to_file(file)
     logger.info("wrote %s", PROGRAM)
@@ -91,15 +94,25 @@ def lower(
     programs: dict[str, ExportedProgram],
     constant_methods: dict[str, Any],
     delegated: Sequence[str] = DELEGATED_METHODS,
+    integers_only: Sequence[str] = (),
 ) -> Any:
-    """Edge dialect, XNNPACK delegates in the methods `delegated`, memory plan. Returns executorch's program manager."""
+    """Edge dialect, XNNPACK delegates in the methods `delegated`, memory plan. Returns executorch's program manager.
+
+    In the methods `integers_only` XNNPACK gets linear layers with integer weights, which nothing else runs, and nothing more.
+    """
+    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
 
+    def partitioner(method: str) -> XnnpackPartitioner:
+        if method in integers_only:
+            return XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True)
+        return XnnpackPartitioner()
+
     edge = to_edge_transform_and_lower(
         programs,
-        partitioner={name: [XnnpackPartitioner()] for name in delegated},
+        partitioner={name: [partitioner(name)] for name in delegated},
         constant_methods=constant_methods,
         compile_config=EdgeCompileConfig(_check_ir_validity=False),  # it knows no custom operators
     )

@@ -9,5 +9,6 @@ ONNX = Target(
     requires=("onnx", "onnxscript", "onnxruntime"),
     extra="export",
     plugin_library=PLUGIN,
+    activations="int8-by-block",
     write=write,
 )

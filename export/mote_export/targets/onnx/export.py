@@ -15,6 +15,7 @@ from mote_export.model import MoteForConditionalGeneration, MoteModel
 from mote_export.passes import apply_passes
 from mote_export.passes.attention import attention_head_dim
 from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
+from mote_export.passes.onnx_quantized import ONNX_QUANTIZED_EMBEDDING, ONNX_QUANTIZED_LINEAR
 from mote_export.passes.onnx_ternary_matmul import ONNX_TERNARY_MATMUL
 from mote_export.passes.onnx_ternary_moe import ONNX_TERNARY_MOE
 from mote_export.targets.base import ExportSettings
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 PLUGIN = "libmote_ort.so"
 PASSES = (GROUP_QUERY_ATTENTION, ONNX_TERNARY_MOE, ONNX_TERNARY_MATMUL)
+QUANTIZED = (ONNX_QUANTIZED_LINEAR, ONNX_QUANTIZED_EMBEDDING)  # of the whole model
 # Lengths of the traced example: different from each other and above 1, so that no dimension is taken for a constant.
 EXAMPLE_IMAGES, EXAMPLE_SEQUENCE, EXAMPLE_PAST = 2, 7, 11
 
@@ -57,6 +59,7 @@ def write_graphs(checkpoint: Checkpoint, settings: ExportSettings, folder: Path)
     """Writes embedding.onnx, model.onnx and, for a model that takes pictures, vision.onnx, with their external data."""
     model = copy.deepcopy(checkpoint.model)  # the passes work in place
     apply_passes(model.get_decoder(), PASSES)
+    apply_passes(model, QUANTIZED)
     programs = {"embedding.onnx": embedding_program(model, settings), "model.onnx": decoder_program(model, settings)}
     if isinstance(model, MoteForConditionalGeneration):
         programs["vision.onnx"] = vision_program(model, settings)
