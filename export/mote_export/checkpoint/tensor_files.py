@@ -1,5 +1,6 @@
 """The tensors of a transformers folder, one safetensors file or many: known by their headers, read one block at a time."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +17,37 @@ INDEX = "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # safetensors' names of the float types; tensors of other types keep these names.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor that lies in a file.
+class TensorSpec:
+    """Shape and type of a tensor in a file; the dtype is safetensors' name where it is no float type of 16 or 32 bits."""
 
-    Attributes:
-        file: the safetensors file.
-        name: the tensor's name in it.
-        shape: of the tensor.
-        dtype: a torch dtype, or safetensors' name of one that is no float type of 16 or 32 bits.
-    """
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str
+
+    @property
+    def float_dtype(self) -> torch.dtype:
+        """Of a tensor that is known to have one that mote reads."""
+        assert isinstance(self.dtype, torch.dtype)
+        return self.dtype
+
+    @property
+    def num_parameters(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_parameters * self.float_dtype.itemsize
+
+
+@dataclass(frozen=True)
+class StoredTensor(TensorSpec):
+    """A tensor that lies in a file, under a name of its own there."""
 
     file: Path
     name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype | str
 
     def read(self) -> Tensor:
         """The whole tensor, on the mapped file: its bytes are read when they are used. Raises CheckpointError."""
@@ -54,7 +68,7 @@ class StoredTensor:
             yield self.read().reshape(-1)
             return
         rows = self.shape[0]
-        row_bytes = 4 * torch.Size(self.shape[1:]).numel()
+        row_bytes = 4 * math.prod(self.shape[1:])
         step = max(1, most_bytes // row_bytes)
         for start in range(0, rows, step):
             try:
@@ -109,7 +123,7 @@ def _read_header(file: Path) -> list[StoredTensor]:
             for name in opened.keys():  # noqa: SIM118  not a dict
                 view = opened.get_slice(name)
                 dtype = view.get_dtype()
-                tensors.append(StoredTensor(file, name, tuple(view.get_shape()), DTYPES.get(dtype, dtype)))
+                tensors.append(StoredTensor(tuple(view.get_shape()), DTYPES.get(dtype, dtype), file, name))
     except (SafetensorError, OSError) as error:
         raise _unreadable(file, error) from error
     return tensors

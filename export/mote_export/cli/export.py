@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO if arguments.verbose else logging.ERROR, format="%(message)s"
     )
-    signal.signal(signal.SIGTERM, _interrupt)  # leave nothing behind then, either
+    signal.signal(signal.SIGTERM, interrupt)  # leave nothing behind then, either
     if not arguments.verbose:
         silence_libraries()
     try:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.verbose:
             raise
-        print(f"mote-export: {_sentence(error)}", file=sys.stderr)
+        print(f"mote-export: {sentence(error)}", file=sys.stderr)
         return EXIT_FAILURE
     return _report(results, as_json=arguments.json)
 
@@ -232,7 +232,8 @@ def _tolerance(text: str) -> float:
     return value
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
+    """For signal: SIGTERM as an interrupt, so that what clean-up there is runs."""
     raise KeyboardInterrupt
 
 
@@ -244,7 +245,8 @@ def silence_libraries() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """What a user is told of an error of a command whose output is atomic."""
     from mote_runtime.errors import MoteError
 
     if isinstance(error, MoteError):

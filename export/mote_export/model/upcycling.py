@@ -130,11 +130,13 @@ class Origin:
         source: its name in the dense model; None: nowhere, it starts as normal random numbers.
         copies: how often it is stacked in a new first dimension; None: it stays as it is.
         std: of random numbers.
+        replaced: of a tensor in a MoTE layer, what the names of the FFN that the layer replaces begin with in the dense model.
     """
 
     source: str | None
     copies: int | None = None
     std: float = 0.0
+    replaced: str | None = None
 
 
 def origins(dense: PreTrainedModel, mote: MoteModel, init: ExpertInit = "ffn") -> dict[str, Origin]:
@@ -159,9 +161,9 @@ def origins(dense: PreTrainedModel, mote: MoteModel, init: ExpertInit = "ffn") -
                     f"which has {list(found[source]) if source in found else 'no such tensor'}"
                 )
             origin = replace(origin, source=source)
-        result[name] = origin
+        result[name] = replace(origin, replaced=_renamed(layer, prefixes)) if layer else origin
     placed = {origin.source for origin in result.values()}
-    replaced = tuple(_renamed(layer, prefixes) for layer in layers)
+    replaced = tuple({origin.replaced for origin in result.values() if origin.replaced})
     homeless = [name for name in found if name not in placed and not name.startswith(replaced)]
     if homeless:
         raise ValueError(f"{homeless[0]} of {type(dense).__name__} has no place in a MoTE model ({len(homeless)} such)")
