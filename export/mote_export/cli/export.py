@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_FAILURE, EXIT_INTERRUPTED = 0, 1, 130  # argparse exits with 2 for wrong usage
 TARGET_NAMES = ("onnx", "executorch")  # of mote_export.targets, known here so that --help needs no torch
+NO_IMAGE = "-"  # of a sample
 MIB = 1 << 20
 
 EXAMPLES = """\
@@ -94,7 +95,7 @@ def _export(arguments: argparse.Namespace) -> "list[ExportResult]":
         opset=arguments.opset,
         rtol=arguments.rtol,
         verify=not arguments.no_verify,
-        samples=[Sample(prompt, Path(image)) for image, prompt in arguments.sample],
+        samples=[Sample(prompt, None if image == NO_IMAGE else Path(image)) for image, prompt in arguments.sample],
         portable=arguments.portable,
         pack=PackOptions(arguments.packing, arguments.shared_expert, group_size),
     )
@@ -178,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("IMAGE", "PROMPT"),
-        help="also compare on this question (repeatable)",
+        help="also compare on this question (repeatable); IMAGE is - for a question without a picture",
     )
     check.add_argument("--no-verify", action="store_true", help="do not run and compare the export")
     common = parser.add_argument_group("messages")
