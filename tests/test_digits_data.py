@@ -15,12 +15,13 @@ from transformers import Qwen2TokenizerFast
 DEMO = Path(__file__).parents[1] / "examples" / "digits_vqa"
 sys.path.insert(0, str(DEMO))
 
-import batches  # noqa: E402
 import evaluate  # noqa: E402
-import prompts  # noqa: E402
 import questions  # noqa: E402
-import scenes  # noqa: E402
 import train  # noqa: E402
+
+import batches  # noqa: E402
+import prompts  # noqa: E402
+import scenes  # noqa: E402
 
 NUM_SCENES = 1_500
 
