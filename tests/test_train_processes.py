@@ -31,7 +31,7 @@ def run_processes(output: Path, *settings: dict[str, Any]) -> list[dict[str, Any
     for each in processes:
         each.start()
     for each in processes:
-        each.join(timeout=120)
+        each.join(timeout=400)
         each.kill()
     assert [each.exitcode for each in processes] == [0, 0]
     return json.loads(output.read_text())  # type: ignore[no-any-return]
