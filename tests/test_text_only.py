@@ -64,7 +64,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     checkpoint = checkpoint_of(LlamaConfig, num_hidden_layers=1)
     save_model_pt(folder / "model.pt", checkpoint.model, dict(checkpoint.files))
-    assert main([str(folder / "model.pt"), "-o", str(folder / "out"), "--shared-expert", "int8"]) == 0
+    options = ["--shared-expert", "int8", "--sample", "-", "A question of its own?"]
+    assert main([str(folder / "model.pt"), "-o", str(folder / "out"), *options]) == 0
     return folder / "out"
 
 
@@ -114,6 +115,7 @@ def test_the_manifest_says_that_there_are_no_pictures(exported: Path, target: st
     assert manifest.model.architecture == "MoteForCausalLM"
     assert (manifest.model.image_token_id, manifest.model.num_image_tokens) == (None, None)
     assert manifest.prompt == PromptSpec(PREFIX, None, SUFFIX)
+    assert manifest.verification["samples"] == 3 + 1
     assert manifest.verification["greedy_tokens_compared"] > 0
     assert not {"vision.onnx", "processor_config.json", "preprocessor_config.json"} & manifest.files.keys()
 
