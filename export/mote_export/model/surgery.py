@@ -40,7 +40,9 @@ def _names_by_layer(decoder: nn.Module) -> dict[int, str]:
     for name in find_gated_mlps(decoder):
         other = names.setdefault(_layer_index(name), name)
         if other != name:
-            raise ValueError(f"{type(decoder).__name__} has several MLPs in a layer, {other} and {name}: experts already")
+            raise ValueError(
+                f"{type(decoder).__name__} has several MLPs in a layer, {other} and {name}: experts already"
+            )
     return names
 
 
