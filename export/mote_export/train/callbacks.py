@@ -61,6 +61,7 @@ class TensorBoard(TrainerCallback):
         if self._writer is not None and logs and "loss" in logs:
             for name, value in scalars(logs):
                 self._writer.add_scalar(name, value, state.global_step)
+            self._writer.flush()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._writer is not None:

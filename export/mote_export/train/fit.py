@@ -115,12 +115,19 @@ def run_trainer(
 ) -> None:
     """Starts, or goes on from the last checkpoint. Errors as in `fit`."""
     checkpoint = None
+    total = total_steps(settings, len(trainer.train_dataset))
     if trainer.run is not None:
         whole = run_identity(trainer.model, settings, identity, trainer.args.world_size, len(trainer.train_dataset))
         trainer.run.check(whole)
-        checkpoint = trainer.run.last_checkpoint()
+        # Shards are put together by training only, so under FSDP a finished run does its last part again.
+        checkpoint = trainer.run.last_checkpoint(before=total if trainer.is_fsdp_enabled else None)
+        step = trainer.run.step_of(checkpoint)
         if trainer.args.should_save:
-            trainer.run.begin(whole, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
+            trainer.run.begin(whole, step)
+        if checkpoint is not None and step >= total:
+            # Trainer would do a step more.
+            trainer.load_finished(checkpoint)
+            return
         if checkpoint is not None:
             trainer.load_sums(checkpoint)
     if trainer.args.device.type == "cpu":

@@ -39,9 +39,15 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"{STEP}{step}"
 
-    def last_checkpoint(self) -> Path | None:
-        steps = self.steps()
+    def last_checkpoint(self, before: int | None = None) -> Path | None:
+        """The newest, or the newest of a step before that one."""
+        steps = [step for step in self.steps() if before is None or step < before]
         return self.checkpoint(steps[-1]) if steps else None
+
+    @staticmethod
+    def step_of(checkpoint: Path | None) -> int:
+        """0 without a checkpoint."""
+        return 0 if checkpoint is None else int(checkpoint.name[len(STEP) :])
 
     def check(self, identity: Mapping[str, Any]) -> None:
         """Raises TrainingError where the folder holds another run than that of `identity`."""

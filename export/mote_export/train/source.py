@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,6 +100,7 @@ def save_result(source: Source, output: Path, run_folder: Path, dtype: torch.dty
         save_model_pt(output, source.model, source.files)
         return
     ready = run_folder / "model"
+    shutil.rmtree(ready, ignore_errors=True)  # of a start that was killed as it moved files
     if isinstance(source, Checkpoint):
         save_folder(ready, source)
     else:

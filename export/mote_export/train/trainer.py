@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from mote_export.model import MoteLayer
 from mote_export.train.run_folder import RunFolder
@@ -128,7 +128,9 @@ class MoteTrainer(Trainer):
 
     def _explain(self, error: Exception) -> None:
         """torch and safetensors report a full disk in exceptions of their own."""
-        if isinstance(error, RuntimeError) and "write" not in str(error).lower():
+        if isinstance(error, RuntimeError) and not any(
+            hint in str(error) for hint in ("write", "Write", "inline_container")
+        ):
             return
         assert self.run is not None
         shutil.rmtree(self.run.saving, ignore_errors=True)
@@ -185,6 +187,14 @@ class MoteTrainer(Trainer):
         (folder / STATE).write_text(json.dumps(content) + "\n", encoding="utf-8")
         if codes := self._ternary.state():
             save_file(codes, folder / CODES)
+
+    def load_finished(self, folder: Path) -> None:
+        """The weights and the log of a checkpoint after which no step is left."""
+        self._load_from_checkpoint(str(folder))
+        try:
+            self.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise TrainingError(f"{folder} cannot be read: {error}.") from error
 
     def load_sums(self, folder: Path) -> None:
         """Goes on with the sums of a checkpoint, so that the next entry of the log is that of a run without a break."""
