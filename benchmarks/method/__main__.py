@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from mote_export.atomic import atomic_path
@@ -28,7 +27,7 @@ from mote_export.atomic import atomic_path
 from . import ROOT, report, runs
 from .data import make_scenes, save_scenes
 from .recipe import Recipe
-from .variants import VARIANT, VARIANTS
+from .variants import VARIANT, VARIANTS, seeds_of
 
 RESULTS = ROOT / "benchmarks" / "results"
 RAW = "method.json"
@@ -73,11 +72,6 @@ def prepare(folder: runs.Folder, recipe: Recipe, jobs: int) -> None:
                 save_scenes(scenes, temporary)
 
 
-def start_worker() -> None:
-    """A thread each: matrices of this size do not gain from a second one, and runs beside each other do."""
-    torch.set_num_threads(1)
-
-
 Job = tuple[str, Callable[..., None], tuple[Any, ...], Path]
 
 
@@ -87,7 +81,7 @@ def run_jobs(jobs: list[Job], folder: runs.Folder, recipe: Recipe, workers: int)
     context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=len(jobs), initial=len(jobs) - len(waiting), unit="run") as bar,
-        ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=runs.start_worker) as pool,
     ):
         futures = {pool.submit(function, folder, recipe, *rest): name for name, function, rest, _ in waiting}
         for future in as_completed(futures):
@@ -105,8 +99,8 @@ def run(folder: runs.Folder, recipe: Recipe, only: list[str], workers: int) -> N
     run_jobs(dense, folder, recipe, workers)
     variants: list[Job] = [
         (f"{name}, seed {seed}", runs.train_variant, (seed, name), folder.variant(name, seed))
-        for seed in recipe.seeds
         for name in only
+        for seed in seeds_of(VARIANT[name], recipe.seeds)
     ]
     run_jobs(variants, folder, recipe, workers)
 
@@ -131,12 +125,12 @@ def main() -> int:
         recipe = recipe if arguments.shorten == 1.0 else recipe.shortened(arguments.shorten)
         only = arguments.only or [variant.name for variant in VARIANTS]
         folder = runs.Folder(arguments.work)
-        began = time.monotonic()
+        began, code = time.monotonic(), commit()  # of the code that runs; files may change meanwhile
         prepare(folder, recipe, arguments.jobs)
         run(folder, recipe, only, arguments.jobs)
         arguments.output.mkdir(parents=True, exist_ok=True)
         content = {
-            "commit": commit(),
+            "commit": code,
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "minutes": round((time.monotonic() - began) / 60, 1),
             "recipe": recipe.to_dict(),

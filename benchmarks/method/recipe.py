@@ -28,11 +28,11 @@ class Recipe:
     questions: int = 1_000
     vision: int = 1_000
     base: int = 2_000
-    dense: int = 1_000
-    moe: int = 1_000
+    dense: int = 2_400
+    moe: int = 800
     vision_rate: float = 1.5e-3
     base_rate: float = 4e-3
-    dense_rate: float = 3e-3
+    dense_rate: float = 4e-3
     moe_rate: float = 3e-3
     seeds: tuple[int, ...] = (1, 2, 3)
 

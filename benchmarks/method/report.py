@@ -13,10 +13,10 @@ from mote_export.atomic import atomic_path
 from .recipe import Recipe
 from .runs import RESULT, Folder
 from .tasks import TASKS
-from .variants import ROWS, Row
+from .variants import ROWS, VARIANT, Row, seeds_of
 
 TABLES, PICTURE = "method.md", "method.png"
-COLORS = {"dense": "tab:gray", "MoE-LLaVA": "tab:orange", "MoTE": "tab:blue", "ablation": "tab:green"}
+COLORS = {"dense": "tab:gray", "MoE-LLaVA": "tab:orange", "MoTE": "tab:blue"}
 KIB = 1 << 10
 
 
@@ -27,14 +27,15 @@ def collect(folder: Folder, recipe: Recipe, variants: list[str]) -> dict[str, An
         content: dict[str, Any] = json.loads((path / RESULT).read_text())
         return content
 
-    results = {(name, seed): read(folder.variant(name, seed)) for name in variants for seed in recipe.seeds}
+    seeds = {name: seeds_of(VARIANT[name], recipe.seeds) for name in variants}
+    results = {(name, seed): read(folder.variant(name, seed)) for name in variants for seed in seeds[name]}
     rows: dict[str, Any] = {}
     for row in ROWS:
         if row.variant in variants:
-            by_seed = {seed: results[row.variant, seed]["rows"][row.name] for seed in recipe.seeds}
+            by_seed = {seed: results[row.variant, seed]["rows"][row.name] for seed in seeds[row.variant]}
             rows[row.name] = _row(row, by_seed)
     routers = {
-        name: {str(seed): _router(results[name, seed]["log"]) for seed in recipe.seeds}
+        name: {str(seed): _router(results[name, seed]["log"]) for seed in seeds[name]}
         for name in variants
         if any("router_load" in entry for entry in results[name, recipe.seeds[0]]["log"])
     }
@@ -42,7 +43,7 @@ def collect(folder: Folder, recipe: Recipe, variants: list[str]) -> dict[str, An
         "base": read(folder.base)["accuracy"],
         "stage II": {str(seed): read(folder.dense(seed))["accuracy"] for seed in recipe.seeds},
         "up-cycled": {
-            name: {str(seed): results[name, seed]["start"]["mean"] for seed in recipe.seeds} for name in variants
+            name: {str(seed): results[name, seed]["start"]["mean"] for seed in seeds[name]} for name in variants
         },
     }
     return {"rows": rows, "routers": routers, "stages": stages}
@@ -166,7 +167,7 @@ def _plot(content: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    shown = [row for row in ROWS if row.name in content["rows"] and row.family != "ablation"]
+    shown = [row for row in ROWS if row.name in content["rows"] and row.family not in ("ablation", "attempt")]
     for variant in dict.fromkeys(row.variant for row in shown):
         of_variant = sorted(
             (row for row in shown if row.variant == variant), key=lambda row: content["rows"][row.name]["bytes"]

@@ -77,6 +77,11 @@ def finish(folder: Path, result: Mapping[str, Any]) -> None:
     shutil.rmtree(folder / TRAINING, ignore_errors=True)
 
 
+def start_worker() -> None:
+    """A thread each: matrices of this size do not gain from a second one, and runs beside each other do."""
+    torch.set_num_threads(1)
+
+
 def train(
     model: torch.nn.Module, collator: Any, chosen: FitSettings, folder: Path, batch: int = BATCH
 ) -> list[dict[str, Any]]:
@@ -127,11 +132,14 @@ def train_variant(folder: Folder, recipe: Recipe, seed: int, name: str) -> None:
     dense = make_dense(tokenizer)
     load_weights(dense, folder.dense(seed) / WEIGHTS)
     set_seed(seed)  # routers, and experts that start at random
-    model = make_variant(dense, VARIANT[name])
+    variant = VARIANT[name]
+    model = make_variant(dense, variant)
     target = folder.variant(name, seed)
     collator = QuestionCollator(load_scenes(folder.train), Encoder(tokenizer), _DATA_SEEDS["moe"] + seed, SHARES)
     start = evaluate(model, folder, recipe, tokenizer)
-    log = train(model, collator, settings(recipe.moe, recipe.moe_rate, seed), target)
+    log = train(
+        model, collator, settings(round(recipe.moe * variant.length), recipe.moe_rate * variant.rate, seed), target
+    )
     model = model.to(torch.bfloat16)
     save(model, target, tokenizer)
     finish(

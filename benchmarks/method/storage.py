@@ -40,7 +40,7 @@ def stored(model: LlavaForConditionalGeneration, row: Row) -> Iterator[Stored]:
     """The model of a row, once for every quantizer. `model`, in bfloat16, stays as it is."""
     bits = _BITS.get(row.storage)
     for quantizer in QUANTIZERS if bits else (None,):
-        stored = copy.deepcopy(model).float()
+        stored = _float32_copy(model)
         if row.storage == "ternarized":
             assert isinstance(stored, MoteForConditionalGeneration)
             stored = ternarized(stored)
@@ -52,6 +52,13 @@ def stored(model: LlavaForConditionalGeneration, row: Row) -> Iterator[Stored]:
             if _quantized_part(stored) != "shared_experts":
                 size = report.total_bytes + _router_bytes(stored)
         yield Stored(stored, quantizer, size)
+
+
+def _float32_copy(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """Built anew: after training a layer still holds its last balancing loss, which cannot be copied."""
+    built = type(model)(copy.deepcopy(model.config))
+    built.load_state_dict(model.state_dict())
+    return built.float()
 
 
 def _quantized_part(model: LlavaForConditionalGeneration) -> str:

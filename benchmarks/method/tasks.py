@@ -14,7 +14,7 @@ import numpy as np
 
 POSITIONS = ("first", "second", "third", "fourth")  # in reading order; one token each
 NUM_BOOKS = 26
-NUM_TABLES = 4
+NUM_TABLES = 12
 _FACTS_SEED = 20_250_614
 _FACTS = np.random.default_rng(_FACTS_SEED)
 BOOKS = _FACTS.integers(0, 100, size=(NUM_BOOKS, 10))  # what a book says about a digit: 00 to 99

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 MOE_LLAVA: dict[str, Any] = {"top_k": 2, "normalize_topk": True, "experts": "full", "shared_expert": "none"}
 Storage = Literal["bf16", "int8", "int4", "int3", "ternarized"]
-Family = Literal["dense", "MoE-LLaVA", "MoTE", "ablation"]
+Family = Literal["dense", "MoE-LLaVA", "MoTE", "ablation", "attempt"]
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,15 @@ class Variant:
     Attributes:
         name: of its folder.
         moe: arguments of `upcycle`; None for the dense model, whose FFNs go on training.
+        length, rate: of stage III, in those of the recipe.
+        is_attempt: trained with the first seed alone, to look for a regime in which the order is another.
     """
 
     name: str
     moe: dict[str, Any] | None = field(default=None)
+    length: float = 1.0
+    rate: float = 1.0
+    is_attempt: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,10 @@ VARIANTS = (
     Variant("mote-random", {"num_experts": 4, "init": "random"}),
     Variant("mote-ternary-shared", {"num_experts": 4, "shared_expert": "ternary"}),
     Variant("mote-no-qat", {"num_experts": 4, "experts": "full"}),
+    Variant("dense-long", None, length=3.0, is_attempt=True),
+    Variant("moe-llava-long", {"num_experts": 4, **MOE_LLAVA}, length=3.0, is_attempt=True),
+    Variant("mote-long", {"num_experts": 4}, length=3.0, is_attempt=True),
+    Variant("mote-fast", {"num_experts": 4}, rate=3.0, is_attempt=True),
 )
 ROWS = (
     Row("dense-bf16", "dense, BF16", "dense", "dense"),
@@ -70,5 +79,16 @@ ROWS = (
     Row("mote-ternary-shared", "shared expert ternary, too", "ablation", "mote-ternary-shared"),
     Row("mote-no-qat", "no QAT: ternarized after training", "ablation", "mote-no-qat", "ternarized"),
     Row("mote-full", "the same before it is ternarized", "ablation", "mote-no-qat"),
+    Row("dense-long", "dense, BF16, three times the steps", "attempt", "dense-long"),
+    Row("moe-llava-long", "MoE-LLaVA, 4 experts, BF16, three times the steps", "attempt", "moe-llava-long"),
+    Row("moe-llava-long-int3", "the same in 3 bits", "attempt", "moe-llava-long", "int3"),
+    Row("mote-long", "MoTE, 4 experts, shared BF16, three times the steps", "attempt", "mote-long"),
+    Row("mote-long-int4", "the same, shared INT4", "attempt", "mote-long", "int4"),
+    Row("mote-fast", "MoTE, 4 experts, shared BF16, three times the learning rate", "attempt", "mote-fast"),
 )
 VARIANT = {variant.name: variant for variant in VARIANTS}
+
+
+def seeds_of(variant: Variant, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """The seeds that a variant is trained with."""
+    return seeds[:1] if variant.is_attempt else seeds
