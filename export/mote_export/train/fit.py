@@ -64,7 +64,7 @@ def fit(
 
     Returns:
         The log: a dictionary an entry, with "step", "loss" (a mean since the last entry), "grad_norm", "learning_rate", for MoTE
-        layers "aux_loss", "router_load" [layers][experts], "dead_experts" and "ternary", and what callbacks add.
+        layers "aux_loss", "router_load" (a list of experts for each layer), "dead_experts" and "ternary", and what callbacks add.
 
     Raises:
         TrainingError: settings do not fit this machine, the folder holds another run, the loss is not finite, or the disk is full.
