@@ -40,7 +40,7 @@ SLOW_UNDER_QEMU := EveryPairOfWidths|RealWidths|ForEveryShape|ThreadsAndOrder|Fa
 .DEFAULT_GOAL := help
 # Installing, building and testing share the two folders; each step uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help venv build test test-cpp test-cpp-arm test-python test-slow test-android android demo demo-model runner-aarch64 bench docs lint clean
+.PHONY: help venv build test test-cpp test-cpp-arm test-python test-slow test-android android demo demo-model experiment runner-aarch64 bench docs lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(firstword $(MAKEFILE_LIST)) | awk -F: '{printf "make %-12s%s\n", $$1, $$2}'
@@ -107,6 +107,9 @@ RUNNERS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mote/runner
 runner-aarch64: build  ## mote-runner for 64-bit ARM Linux, for mote-profile --device
 	cd tests && $(abspath $(BIN))/python -c "import pathlib, arm; arm.build_arm_runner(pathlib.Path('$(abspath build)/runner-aarch64-install'))"
 	mkdir -p $(RUNNERS) && rm -rf $(RUNNERS)/linux-aarch64 && cp -r build/runner-aarch64-install/runner $(RUNNERS)/linux-aarch64
+
+experiment: build  ## MoTE beside MoE-LLaVA and dense models: trains all of them, goes on where it was cut off (an hour; docs/results.md)
+	$(BIN)/python -m benchmarks.method
 
 bench: build  ## the layer beside its peers and the machine's limits (half an hour)
 	$(BIN)/python -m benchmarks.layer
