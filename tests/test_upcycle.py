@@ -366,6 +366,25 @@ def test_bases_that_are_damaged(qwen: Path, tmp_path: Path) -> None:
     refuse(tmp_path / "absent", "is not a folder", tmp_path)
 
 
+def test_what_could_not_be_read_again_is_not_written(llava: Path, tmp_path: Path) -> None:
+    base, _ = copy_of(llava, tmp_path)
+    config = json.loads((base / "config.json").read_text()) | {"vision_feature_layer": 99}
+    config["text_config"].pop("max_position_embeddings")  # the class has one
+    (base / "config.json").write_text(json.dumps(config))
+    refuse(base, r"vision_feature_layer is 99, expected an integer from -3 to 2", tmp_path)
+    (base / "config.json").write_text(json.dumps(config | {"vision_feature_layer": -1}))
+    upcycle_folder(base, tmp_path / "out")
+    load_checkpoint(tmp_path / "out")
+
+
+def test_the_auto_classes_open_it(qwen: Path, tmp_path: Path) -> None:
+    upcycle_folder(qwen, tmp_path / "out", UpcycleOptions(dtype="bf16"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert (type(model), model.dtype) == (MoteForCausalLM, torch.bfloat16)
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "out")("ab", return_tensors="pt")
+    assert model.generate(**tokens, max_new_tokens=3, do_sample=False, eos_token_id=None).shape == (1, 5)
+
+
 def test_a_base_without_tokenizer(qwen: Path, tmp_path: Path) -> None:
     base, _ = copy_of(qwen, tmp_path)
     (base / "tokenizer.json").unlink()

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mote_export.atomic import atomic_folder, check_output
-from mote_export.checkpoint.base import Checkpoint, check_values
+from mote_export.checkpoint.base import Checkpoint, check_values, parse_config
 from mote_export.checkpoint.dense import DenseFolder, open_dense
 from mote_export.checkpoint.folder import CONFIG, read_companions
 from mote_export.checkpoint.stock_files import stock_files
@@ -152,6 +152,7 @@ def upcycle_folder(base: Path, output: Path, options: UpcycleOptions | None = No
     options = options or UpcycleOptions()
     check_output(output)
     job = _Job(open_dense(base), options)
+    parse_config(base, job.config())  # or what is written here could not be read again
     files = job.files()
     _check_room(output, job.num_bytes)
     with atomic_folder(output) as temporary:

@@ -77,7 +77,7 @@ def build_model(source: Path, config: Mapping[str, Any], state: Mapping[str, Ten
     Raises:
         CheckpointError: see the message.
     """
-    parsed = _parse_config(source, config)
+    parsed = parse_config(source, config)
     kind = KINDS[parsed.model_type][1]
     _check_state(source, parsed, kind, state)
     model: MoteModel = kind.from_pretrained(
@@ -86,7 +86,8 @@ def build_model(source: Path, config: Mapping[str, Any], state: Mapping[str, Ten
     return model.eval()
 
 
-def _parse_config(source: Path, config: Mapping[str, Any]) -> MoteConfig | MoteTextConfig:
+def parse_config(source: Path, config: Mapping[str, Any]) -> MoteConfig | MoteTextConfig:
+    """The configuration of a MoTE model from the dictionary of its file. Raises CheckpointError."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in KINDS:
         raise CheckpointError(

@@ -29,7 +29,7 @@ from mote_export.checkpoint.base import (
     refuse_keys,
     without_ignored,
 )
-from mote_export.checkpoint.folder import read_companions, read_config
+from mote_export.checkpoint.folder import CONFIG, read_companions, read_config
 from mote_export.checkpoint.tensor_files import StoredTensor, stored_tensors
 
 # Old files hold these, one a layer; transformers computes them.
@@ -117,7 +117,7 @@ def open_dense(path: Path) -> DenseFolder:
 
 def is_dense(path: Path) -> bool:
     """Whether a path is a transformers folder of a model that is no MoTE model. Raises CheckpointError."""
-    return path.is_dir() and read_config(path).get("model_type") not in KINDS
+    return (path / CONFIG).is_file() and read_config(path).get("model_type") not in KINDS
 
 
 def _parse_config(path: Path, values: Mapping[str, Any]) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
