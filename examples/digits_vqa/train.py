@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import tempfile
 import time
@@ -31,7 +30,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -39,8 +37,6 @@ from transformers import (
     Qwen2TokenizerFast,
     SiglipVisionConfig,
     SiglipVisionModel,
-    Trainer,
-    TrainingArguments,
     set_seed,
 )
 
@@ -57,7 +53,7 @@ from evaluate import Preprocessor, accuracy_by_kind, answers, router_load
 from held_out import DEFAULT_QUESTIONS, held_out_questions
 from mote_export.checkpoint.pt import load_model_pt, save_model_pt
 from mote_export.model import upcycle
-from mote_export.train import set_trainable
+from mote_export.train import FitSettings, fit, set_trainable
 from prompts import (
     IM_START,
     IMAGE_PAD,
@@ -178,37 +174,25 @@ def make_model(tokenizer: Qwen2TokenizerFast) -> LlavaForConditionalGeneration:
 def train_stage(
     name: str, model: nn.Module, settings: StageSettings, collator: Callable[[list[int]], dict[str, Tensor]], rows: int
 ) -> None:
-    """Run one stage with transformers' Trainer: AdamW, warm-up, cosine decay."""
-    # TrainingArguments leaves its choice of precision in the environment and would read the last stage's back.
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=settings.steps,
-            per_device_train_batch_size=settings.batch_size,
+    """Run one stage: AdamW, warm-up, cosine decay."""
+    log.info("%s: %d steps of %d scenes", name, settings.steps, settings.batch_size)
+    fit(
+        model,
+        Rows(rows),
+        collator,
+        FitSettings(
+            steps=settings.steps,
+            batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
-            lr_scheduler_type="cosine",
             warmup_ratio=0.05,
             weight_decay=0.05,
             adam_beta2=0.98,
-            max_grad_norm=1.0,
-            bf16=settings.bf16,
-            use_cpu=True,
+            precision="bf16" if settings.bf16 else "float32",
+            device="cpu",
             seed=SEED,
-            save_strategy="no",
-            report_to=[],
-            logging_steps=max(1, settings.steps // 10),
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_drop_last=True,
-        )
-        log.info("%s: %d steps of %d scenes", name, settings.steps, settings.batch_size)
-        trainer = Trainer(model=model, args=arguments, train_dataset=Rows(rows), data_collator=collator)
-        # On a CPU the backward pass of torch's flash attention takes two thirds of a step at this size.
-        with sdpa_kernel(SDPBackend.MATH):
-            trainer.train()
-        # Trainer leaves autocast on the model's forward; what comes next, the evaluation too, chooses its own precision.
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        ),
+        progress=True,
+    )
 
 
 def round_to_bf16(model: nn.Module) -> None:
