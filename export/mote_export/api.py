@@ -13,8 +13,12 @@ from mote_export import exporter
 from mote_export.checkpoint import Checkpoint, check_files
 from mote_export.checkpoint.base import COMPANION_FILES
 from mote_export.defaults import (
+    DEFAULT_EMBEDDING,
+    DEFAULT_FULL_EXPERTS,
+    DEFAULT_LINEAR,
     DEFAULT_OPSET,
     DEFAULT_PACKING,
+    DEFAULT_QUANTIZER,
     DEFAULT_RTOL,
     DEFAULT_SHARED_EXPERT,
     DEFAULT_SHARED_GROUP_SIZE,
@@ -42,6 +46,11 @@ def export(
     packing: str = DEFAULT_PACKING,
     shared_expert: str = DEFAULT_SHARED_EXPERT,
     shared_group_size: int = DEFAULT_SHARED_GROUP_SIZE,
+    quantizer: str = DEFAULT_QUANTIZER,
+    linear: str = DEFAULT_LINEAR,
+    embedding: str = DEFAULT_EMBEDDING,
+    full_experts: str = DEFAULT_FULL_EXPERTS,
+    linear_group_size: int = DEFAULT_SHARED_GROUP_SIZE,
     opset: int = DEFAULT_OPSET,
     portable: bool = False,
     verify: bool = True,
@@ -60,6 +69,11 @@ def export(
         packing: of the ternary experts, "2bit" or "1.6bit".
         shared_expert: how the shared expert is stored, "float32", "bf16", "int8" or "int4".
         shared_group_size: weights that share a scale, 32, 64 or 128, for "int4".
+        quantizer: how the scales of integer weights are chosen, "rtn" (round to nearest) or "hqq".
+        linear: how the linear layers outside of the experts are stored, "float32", "int8" or "int4".
+        embedding: how the embedding of tokens is stored, "float32", "int8" or "int4".
+        full_experts: how routed experts in full precision are stored (MoE-LLaVA's), "float32", "int8", "int4" or "int3".
+        linear_group_size: weights that share a scale in the "int4" and "int3" of these three, 32, 64 or 128.
         opset: ONNX operator set, 18 to 23.
         portable: the runtime's own operators compute the experts: slower and larger in memory, but without the plugin.
         verify: run the export and compare it with torch.
@@ -77,7 +91,16 @@ def export(
     if opset not in OPSETS:
         raise MoteError(f"opset is {opset}, expected {OPSETS[0]} to {OPSETS[-1]}.")
     source = _source(model, processor)
-    pack = PackOptions(packing, shared_expert, shared_group_size)
+    pack = PackOptions(
+        packing,
+        shared_expert,
+        shared_group_size,
+        quantizer=quantizer,
+        linear=linear,
+        embedding=embedding,
+        full_experts=full_experts,
+        linear_group_size=linear_group_size,
+    )
     with quiet_libraries():
         return exporter.export(
             source,

@@ -14,9 +14,18 @@ from mote_export.atomic import atomic_folder, check_output
 from mote_export.checkpoint import Checkpoint, load_checkpoint
 from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_OPSET, DEFAULT_RTOL
 from mote_export.manifest import Source, add_verification, check_manifest, num_image_tokens, write_manifest
-from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts, pack_ternary_linear, quantize_passes
+from mote_export.passes import (
+    PackOptions,
+    apply_passes,
+    pack_ternary_experts,
+    pack_ternary_linear,
+    quantize_passes,
+    stock_moe,
+)
+from mote_export.passes.pack_ternary_experts import PackedTernaryExperts
+from mote_export.passes.pack_ternary_linear import PackedTernaryLinear
 from mote_export.passes.quantize_linear import set_activations
-from mote_export.report import ExpertMemory, expert_memory
+from mote_export.report import ExpertMemory, StoredPart, expert_memory, stored_parts
 from mote_export.targets import TARGETS, ExportSettings, Target
 from mote_export.text_tokens import QUESTION
 from mote_export.tokens import load_tokenizer, tokenizer_files
@@ -39,6 +48,7 @@ class ExportResult:
         files: name to bytes of each file in the folder.
         memory: what the experts take, in bytes.
         verification: what was compared with torch; None where that was switched off.
+        stored: linear layers and embedding that are stored as integers.
     """
 
     target: str
@@ -46,6 +56,7 @@ class ExportResult:
     files: dict[str, int]
     memory: ExpertMemory
     verification: Verification | None
+    stored: tuple[StoredPart, ...] = ()
 
 
 def export(
@@ -85,7 +96,10 @@ def export(
     check_prompt(checkpoint, check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack))
     samples = (*default_samples(checkpoint.has_vision), *check_samples(checkpoint, samples)) if verify else ()
     apply_passes(checkpoint.model, quantize_passes(checkpoint.model, pack))
-    apply_passes(checkpoint.model.get_decoder(), (pack_ternary_experts(pack), pack_ternary_linear(pack.packing)))
+    apply_passes(
+        checkpoint.model.get_decoder(), (stock_moe(pack), pack_ternary_experts(pack), pack_ternary_linear(pack.packing))
+    )
+    settings = replace(settings, has_plugin_operators=has_plugin_operators(checkpoint.model))
     origin = Source.of(source) if isinstance(source, Path) else Source(source.name, None)
     job = _Job(checkpoint, settings, pack, origin, rtol, samples)
     steps = tqdm(total=len(chosen) * (1 + verify), desc="mote-export", unit="step", disable=None)
@@ -93,10 +107,12 @@ def export(
         folders = {target.name: temporary / target.name if len(chosen) > 1 else temporary for target in chosen}
         results = [job.run(target, folders[target.name], steps) for target in chosen]
     final = {target.name: output / target.name if len(chosen) > 1 else output for target in chosen}
-    return [
-        ExportResult(result.target, final[result.target], result.files, result.memory, result.verification)
-        for result in results
-    ]
+    return [replace(result, folder=final[result.target]) for result in results]
+
+
+def has_plugin_operators(model: torch.nn.Module) -> bool:
+    """Whether a model after the passes needs the plugin."""
+    return any(isinstance(module, PackedTernaryExperts | PackedTernaryLinear) for module in model.modules())
 
 
 def _copy(checkpoint: Checkpoint) -> Checkpoint:
@@ -118,7 +134,7 @@ class _Job:
     ) -> None:
         self.checkpoint, self.settings, self.pack, self.source = checkpoint, settings, pack, source
         self.rtol, self.samples = rtol, samples
-        self.memory = expert_memory(checkpoint.model)
+        self.memory, self.stored = expert_memory(checkpoint.model), stored_parts(checkpoint.model)
 
     def run(self, target: Target, folder: Path, steps: "tqdm[None]") -> ExportResult:
         folder.mkdir(exist_ok=True)
@@ -136,7 +152,7 @@ class _Job:
             add_verification(folder, asdict(verification))
             steps.update()
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != MANIFEST_NAME}
-        return ExportResult(target.name, folder, files, self.memory, verification)
+        return ExportResult(target.name, folder, files, self.memory, verification, self.stored)
 
     def _describe(self, target: Target, folder: Path) -> None:
         write_manifest(
@@ -146,8 +162,9 @@ class _Job:
             self.settings.context_length,
             self.pack,
             self.source,
-            None if self.settings.portable else target.plugin_library,
+            target.plugin_library if self.settings.needs_plugin else None,
             asdict(self.memory) | {"total": self.memory.total},
+            [asdict(part) for part in self.stored],
         )
 
 

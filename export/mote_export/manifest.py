@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -89,7 +89,7 @@ def moe_spec(checkpoint: Checkpoint, pack: PackOptions) -> MoeSpec:
     settings = config.moe_settings
     assert settings is not None  # load_checkpoint refuses models without MoTE layers
     return MoeSpec(
-        layers=settings.layers,
+        layers=settings.layers if settings.experts == "ternary" else (),
         num_experts=settings.num_experts,
         top_k=settings.top_k,
         normalize_topk=settings.normalize_topk,
@@ -144,19 +144,30 @@ def write_manifest(
     source: Source,
     plugin_library: str | None,
     memory: Mapping[str, Any],
+    stored: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Describes every other file that lies in `folder` now, as not verified."""
+    """Describes every other file that lies in `folder` now, as not verified; `stored` are parts outside of the experts."""
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
     document = {
         **_description(checkpoint, context_length, runtime, pack),
         "plugin": {"library": plugin_library} if plugin_library else None,
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
         "memory": dict(memory),
+        **_quantization(pack, stored),
         "verification": {"skipped": True},
         "source": asdict(source),
         "versions": {name: _version(name) for name in VERSIONED_PACKAGES},
     }
     _write(folder / MANIFEST_NAME, document)
+
+
+def _quantization(pack: PackOptions, stored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The section `quantization`; absent where everything is stored as older exports did."""
+    names = ("quantizer", "linear", "embedding", "full_experts", "linear_group_size")
+    chosen = {name: getattr(pack, name) for name in names}
+    if chosen == {name: getattr(PackOptions(), name) for name in names}:
+        return {}
+    return {"quantization": {**chosen, "parts": list(stored)}}
 
 
 def add_verification(folder: Path, verification: Mapping[str, Any]) -> None:

@@ -1,13 +1,13 @@
-"""Memory of the experts: by the formulas of the MoTE paper and by the bytes an export really holds."""
+"""Memory of an export: its experts, by the formulas of the MoTE paper and by the bytes it really holds, and its other integers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from mote_export.memory import full_precision_bytes, mote_bytes
+from mote_export.memory import FLOAT32_BYTES, full_precision_bytes, mote_bytes
 from mote_export.model import MoteModel
-from mote_export.passes import PackedMoteLayer
+from mote_export.passes import PackedMoteLayer, QuantizedEmbedding, QuantizedLinear, StockMoeLayer
 from mote_export.quantize import Rounding
 
 SHARED_INPUTS = "shared_"  # how the operator's inputs of the shared expert begin
@@ -20,10 +20,12 @@ class ExpertMemory:
     Attributes:
         full_precision: E experts in BF16, E * 2F: what MoE-LLaVA holds (MoTE paper, section 4).
         formula: a BF16 shared expert and E ternary ones at 2 bits, 2F + E * F / 4 (the same section).
-        packed: packed ternary weights of this export, with the padding of the layout.
+        packed: packed ternary weights of this export, with the padding of the layout; of a baseline its routed experts.
         scales_and_routers: float32 scales of the ternary experts, and routers, of this export.
         shared: shared experts of this export as they are stored, with their scales and padding.
         packed_bits, shared_bits: bits a weight that `packed` and `shared` come to.
+        packed_codes: `packed` at the bits of a code; a baseline's 3-bit codes are stored in 4.
+        routed_rounding: as `shared_rounding`, of a baseline's routed experts.
         shared_rounding: root mean square of what storing changed in the weights of the shared experts, in units of that of
             the weights; 0 where every weight of the checkpoint is kept.
     """
@@ -36,6 +38,8 @@ class ExpertMemory:
     packed_bits: float
     shared_bits: float
     shared_rounding: float
+    packed_codes: int = 0
+    routed_rounding: float = 0.0
 
     @property
     def total(self) -> int:
@@ -45,6 +49,8 @@ class ExpertMemory:
 def expert_memory(packed_model: MoteModel) -> ExpertMemory:
     """Counts a model after the pack-ternary-experts pass."""
     layers = [module for module in packed_model.modules() if isinstance(module, PackedMoteLayer)]
+    if not layers:
+        return _baseline_memory([module for module in packed_model.modules() if isinstance(module, StockMoeLayer)])
     experts = layers[0].experts
     parameters = 3 * experts.hidden_size * experts.intermediate_size * len(layers)
     inside = [named for layer in layers for named in layer.experts.named_buffers()]
@@ -60,7 +66,74 @@ def expert_memory(packed_model: MoteModel) -> ExpertMemory:
         packed_bits=8 * packed / (experts.num_experts * parameters),
         shared_bits=8 * shared / parameters,
         shared_rounding=sum((layer.experts.shared_rounding for layer in layers), Rounding()).relative,
+        packed_codes=packed,
     )
+
+
+def _baseline_memory(layers: Sequence[StockMoeLayer]) -> ExpertMemory:
+    first = layers[0]
+    parameters = 3 * first.hidden_size * first.intermediate_size * len(layers)
+    linears = [module for layer in layers for module in layer.modules() if isinstance(module, QuantizedLinear)]
+    routers = sum(layer.router.nbytes for layer in layers)
+    packed = sum(stored_bytes(linear) for linear in linears) or first.num_experts * parameters * FLOAT32_BYTES
+    return ExpertMemory(
+        full_precision=full_precision_bytes(parameters, first.num_experts),
+        formula=mote_bytes(parameters, first.num_experts),
+        packed=packed,
+        scales_and_routers=routers + sum(linear.quantized_weight().scale_bytes for linear in linears),
+        shared=0,
+        packed_bits=8 * packed / (first.num_experts * parameters),
+        shared_bits=0.0,
+        shared_rounding=0.0,
+        packed_codes=sum(linear.quantized_weight().code_bytes for linear in linears) or packed,
+        routed_rounding=sum((linear.rounding for linear in linears), Rounding()).relative,
+    )
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """Integers outside of the experts.
+
+    Attributes:
+        part: "linear", "lm_head" or "embedding".
+        format: "int8" or "int4".
+        parameters: weights of the part.
+        bytes: codes as they are stored, and scales at 16 bits; ONNX Runtime's operators hold scales of 32 bits.
+        rounding: as `ExpertMemory.shared_rounding`.
+    """
+
+    part: str
+    format: str
+    parameters: int
+    bytes: int
+    rounding: float
+
+
+def stored_parts(model: MoteModel) -> tuple[StoredPart, ...]:
+    """Counts a model after the quantize passes; empty where they did nothing."""
+    experts = {module for layer in model.modules() if isinstance(layer, StockMoeLayer) for module in layer.modules()}
+    parts: dict[str, list[QuantizedLinear | QuantizedEmbedding]] = {"linear": [], "lm_head": [], "embedding": []}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedEmbedding):
+            parts["embedding"].append(module)
+        elif isinstance(module, QuantizedLinear) and module not in experts:
+            parts["lm_head" if name == "lm_head" else "linear"].append(module)
+    return tuple(
+        StoredPart(
+            part,
+            f"int{modules[0].bits}",
+            sum(module.codes.numel() for module in modules),
+            sum(stored_bytes(module) + module.quantized_weight().scale_bytes for module in modules),
+            sum((module.rounding for module in modules), Rounding()).relative,
+        )
+        for part, modules in parts.items()
+        if modules
+    )
+
+
+def stored_bytes(module: QuantizedLinear | QuantizedEmbedding) -> int:
+    """Of the codes: one or two a byte."""
+    return module.codes.numel() if module.bits == 8 else -(-module.codes.numel() // 2)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

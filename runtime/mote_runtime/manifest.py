@@ -148,6 +148,7 @@ class Manifest:
     verification: Mapping[str, Any]
     source: Mapping[str, Any]
     versions: Mapping[str, Any]
+    quantization: Mapping[str, Any]
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -401,6 +402,7 @@ def _parse_manifest(folder: Path, document: Mapping[str, Any], *, files_are_know
         verification=top.free_mapping("verification"),
         source=top.free_mapping("source"),
         versions=top.free_mapping("versions"),
+        quantization=top.free_mapping("quantization"),
     )
     top.finish()
     return manifest

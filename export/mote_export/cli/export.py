@@ -17,21 +17,30 @@ from typing import TYPE_CHECKING
 from mote_export import __version__
 from mote_export.defaults import (
     DEFAULT_CONTEXT,
+    DEFAULT_EMBEDDING,
+    DEFAULT_FULL_EXPERTS,
+    DEFAULT_LINEAR,
     DEFAULT_OPSET,
     DEFAULT_PACKING,
+    DEFAULT_QUANTIZER,
     DEFAULT_RTOL,
     DEFAULT_SHARED_EXPERT,
     DEFAULT_SHARED_GROUP_SIZE,
+    EXPERT_FORMATS,
+    LINEAR_FORMATS,
     OPSETS,
+    QUANTIZERS,
 )
 from mote_runtime.manifest import GROUPED_SHARED_EXPERT, PACKINGS, SHARED_EXPERTS, SHARED_GROUP_SIZES
 
 if TYPE_CHECKING:
     from mote_export.exporter import ExportResult
+    from mote_export.report import ExpertMemory
 
 EXIT_OK, EXIT_FAILURE, EXIT_INTERRUPTED = 0, 1, 130  # argparse exits with 2 for wrong usage
 TARGET_NAMES = ("onnx", "executorch")  # of mote_export.targets, known here so that --help needs no torch
 NO_IMAGE = "-"  # of a sample
+_GROUPED = {"int4", "int3"}
 MIB = 1 << 20
 
 EXAMPLES = """\
@@ -55,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(
             f"--shared-group-size is for --shared-expert {GROUPED_SHARED_EXPERT}; {arguments.shared_expert} has no groups"
         )
+    if arguments.linear_group_size is not None and not _GROUPED & {
+        arguments.linear,
+        arguments.embedding,
+        arguments.full_experts,
+    }:
+        parser.error("--linear-group-size is for int4 and int3 of --linear, --embedding and --full-experts")
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO if arguments.verbose else logging.ERROR, format="%(message)s"
     )
@@ -97,7 +112,16 @@ def _export(arguments: argparse.Namespace) -> "list[ExportResult]":
         verify=not arguments.no_verify,
         samples=[Sample(prompt, None if image == NO_IMAGE else Path(image)) for image, prompt in arguments.sample],
         portable=arguments.portable,
-        pack=PackOptions(arguments.packing, arguments.shared_expert, group_size),
+        pack=PackOptions(
+            arguments.packing,
+            arguments.shared_expert,
+            group_size,
+            quantizer=arguments.quantizer,
+            linear=arguments.linear,
+            embedding=arguments.embedding,
+            full_experts=arguments.full_experts,
+            linear_group_size=arguments.linear_group_size or DEFAULT_SHARED_GROUP_SIZE,
+        ),
     )
 
 
@@ -189,9 +213,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_weight_options(parser: argparse.ArgumentParser) -> None:
-    weights = parser.add_argument_group(
-        "stored weights", "How many bits a weight of the experts takes, in the files and in memory."
-    )
+    weights = parser.add_argument_group("stored weights", "How many bits a weight takes, in the files and in memory.")
     weights.add_argument(
         "--packing",
         choices=PACKINGS,
@@ -213,6 +235,40 @@ def _add_weight_options(parser: argparse.ArgumentParser) -> None:
         choices=SHARED_GROUP_SIZES,
         help="weights of int4 that share a scale: smaller groups are closer to the checkpoint and take more bytes, 16 bits a "
         f"group (default: {DEFAULT_SHARED_GROUP_SIZE})",
+    )
+    weights.add_argument(
+        "--linear",
+        choices=LINEAR_FORMATS,
+        default=DEFAULT_LINEAR,
+        help="attention's projections, dense FFNs of the decoder, the projector and the output layer, in the runtime's own "
+        "operators; int8 rounds activations as well, and int4 does in ExecuTorch (default: %(default)s)",
+    )
+    weights.add_argument(
+        "--embedding",
+        choices=LINEAR_FORMATS,
+        default=DEFAULT_EMBEDDING,
+        help="the embedding of tokens (default: %(default)s)",
+    )
+    weights.add_argument(
+        "--full-experts",
+        choices=EXPERT_FORMATS,
+        default=DEFAULT_FULL_EXPERTS,
+        help="routed experts of a checkpoint that has them in full precision (MoE-LLaVA); 3-bit codes are stored in 4 bits "
+        "(default: %(default)s)",
+    )
+    weights.add_argument(
+        "--linear-group-size",
+        type=int,
+        choices=SHARED_GROUP_SIZES,
+        help="as --shared-group-size, of --linear, --embedding and --full-experts; a smaller one, or a scale a row, is taken where "
+        f"it does not divide the inputs (default: {DEFAULT_SHARED_GROUP_SIZE})",
+    )
+    weights.add_argument(
+        "--quantizer",
+        choices=QUANTIZERS,
+        default=DEFAULT_QUANTIZER,
+        help="how the scales of all integer weights are chosen: rtn takes the greatest weight for the greatest code, hqq (from "
+        "torchao) makes the squared rounding error small (default: %(default)s)",
     )
 
 
@@ -270,12 +326,20 @@ def _describe_rounding(rounding: float) -> str:
     )
 
 
+def _describe_baseline(memory: "ExpertMemory") -> str:
+    text = f"Storing the routed experts rounds the checkpoint's weights by {memory.routed_rounding:.2%} (root mean square)."
+    if memory.packed_codes != memory.packed:
+        text += f" Their 3-bit codes are stored in 4 bits each; at 3 bits they would take {memory.packed_codes / MIB:.2f} MiB."
+    return text
+
+
 def _print_report(results: "Sequence[ExportResult]") -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     memory = results[0].memory
+    is_baseline = not results[0].memory.shared
     table = Table(title="Memory of the experts", title_justify="left")
     table.add_column("")
     table.add_column("MiB", justify="right")
@@ -284,13 +348,25 @@ def _print_report(results: "Sequence[ExportResult]") -> None:
         ("full-precision experts (BF16, MoE-LLaVA)", memory.full_precision),
         ("MoTE by the paper's formula (BF16 shared, 2-bit experts)", memory.formula),
         ("this export", memory.total),
-        (f"    ternary experts, packed ({memory.packed_bits:.2f} bits a weight)", memory.packed),
+        (
+            f"    {'routed' if is_baseline else 'ternary'} experts, packed ({memory.packed_bits:.2f} bits a weight)",
+            memory.packed,
+        ),
         ("    scales and routers", memory.scales_and_routers),
         (f"    shared experts ({memory.shared_bits:.2f} bits a weight)", memory.shared),
     ):
         table.add_row(label, f"{size / MIB:.2f}", f"{size / memory.full_precision:.1%}")
     console.print(table)
-    console.print(_describe_rounding(memory.shared_rounding), highlight=False)
+    if is_baseline:
+        console.print(_describe_baseline(memory), highlight=False)
+    else:
+        console.print(_describe_rounding(memory.shared_rounding), highlight=False)
+    for part in results[0].stored:
+        console.print(
+            f"{part.part}: {part.parameters:,} weights as {part.format}, {part.bytes / MIB:.2f} MiB with their scales, rounded by "
+            f"{part.rounding:.2%} (root mean square).",
+            highlight=False,
+        )
     for result in results:
         console.print(
             f"\n[bold]{result.target}[/bold]: {result.folder} ({sum(result.files.values()) / MIB:.2f} MiB)",

@@ -9,6 +9,7 @@ from mote_export.passes.pack_ternary_experts import (
 )
 from mote_export.passes.pack_ternary_linear import PackedTernaryLinear, pack_ternary_linear
 from mote_export.passes.quantize_linear import QuantizedEmbedding, QuantizedLinear, quantize_passes
+from mote_export.passes.stock_moe import StockMoeLayer, stock_moe
 
 __all__ = [
     "ModulePass",
@@ -19,8 +20,10 @@ __all__ = [
     "PassError",
     "QuantizedEmbedding",
     "QuantizedLinear",
+    "StockMoeLayer",
     "apply_passes",
     "pack_ternary_experts",
     "pack_ternary_linear",
     "quantize_passes",
+    "stock_moe",
 ]

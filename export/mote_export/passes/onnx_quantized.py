@@ -1,7 +1,8 @@
 """QuantizedLinear, QuantizedEmbedding -> `com.microsoft::MatMulNBits` and `com.microsoft::GatherBlockQuantized`.
 
-MatMulNBits has accuracy_level 4: activations become int8, block by block. In float32 (level 1) ONNX Runtime 1.31 multiplies 8-bit
-weights many times slower than float32 ones, as it first turns them into floats (docs/quantization.md).
+4-bit weights meet float32 activations (accuracy_level 1 of MatMulNBits), so nothing but the weights is rounded. For 8-bit
+ones ONNX Runtime 1.31 has no such kernel, it turns them into floats first, which takes many times as long as float32 weights do
+(docs/quantization.md): there activations become int8, block by block (level 4).
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from mote_export.passes.quantize_linear import DEFAULT_BLOCK, QuantizedEmbedding
 from mote_export.quantize.base import GROUP_SIZES, QuantizedWeight
 
 MICROSOFT = "com.microsoft"
-INT8_ACTIVATIONS = 4  # of MatMulNBits' accuracy_level
+FLOAT32_ACTIVATIONS, INT8_ACTIVATIONS = 1, 4  # of MatMulNBits' accuracy_level
 BYTE, NIBBLE = 8, 4
 
 
@@ -54,7 +55,7 @@ class OnnxQuantizedLinear(nn.Module):
             "N": linear.out_features,
             "bits": bits,
             "block_size": block,
-            "accuracy_level": INT8_ACTIVATIONS,
+            "accuracy_level": INT8_ACTIVATIONS if bits == BYTE else FLOAT32_ACTIVATIONS,
         }
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)

@@ -116,10 +116,10 @@ def _by_token(rows: Tensor) -> Tensor:
 
 
 def set_activations(model: nn.Module, how: Activations) -> None:
-    """Makes every `QuantizedLinear` of `model` compute as a runtime does."""
+    """Makes every `QuantizedLinear` of `model` compute as a runtime does; ONNX Runtime keeps those of 4-bit weights in float32."""
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
-            module.activations = how
+            module.activations = "float32" if how == "int8-by-block" and module.bits < 8 else how
 
 
 def concatenate_quantized(linears: Iterable[QuantizedLinear]) -> QuantizedLinear:

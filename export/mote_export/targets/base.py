@@ -17,11 +17,17 @@ class ExportSettings:
         context_length: positions in the KV cache: prompt, image tokens and answer together.
         opset: ONNX operator set.
         portable: no operator of mote is left that needs a plugin; the runtime's own ones compute the same, slowly.
+        has_plugin_operators: the model has an operator of mote's; a baseline has none.
     """
 
     context_length: int
     opset: int
     portable: bool = False
+    has_plugin_operators: bool = True
+
+    @property
+    def needs_plugin(self) -> bool:
+        return self.has_plugin_operators and not self.portable
 
 
 @dataclass(frozen=True)

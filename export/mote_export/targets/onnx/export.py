@@ -45,9 +45,9 @@ EXAMPLE_IMAGES, EXAMPLE_SEQUENCE, EXAMPLE_PAST = 2, 7, 11
 def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> None:
     """Writes the graphs, what onnxruntime-genai and transformers read beside them, and a copy of the plugin for genai."""
     write_graphs(checkpoint, settings, folder)
-    if not settings.portable:
+    if settings.needs_plugin:
         shutil.copyfile(get_library_path("onnxruntime"), folder / PLUGIN)
-    plugin = None if settings.portable else PLUGIN
+    plugin = PLUGIN if settings.needs_plugin else None
     write_genai_config(folder, model_spec(checkpoint, settings.context_length), plugin)
     image = image_spec(checkpoint)
     if image is not None:
