@@ -14,6 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mote_export.checkpoint import Checkpoint
 from mote_export.cli.export import main
+from mote_export.defaults import QUANTIZERS
 from mote_export.exporter import ExportResult, export
 from mote_export.model import MoteForCausalLM, upcycle
 from mote_export.packing import dequantize, quantize_int4, quantize_int8
@@ -69,6 +70,10 @@ def test_rtn_is_what_the_packed_formats_store() -> None:
         assert torch.equal(quantized.codes, codes)
         assert torch.equal(quantized.scale, scale)
         assert torch.equal(quantized.dequantize(), dequantize(codes, scale, 64))
+
+
+def test_the_command_offers_every_method() -> None:
+    assert tuple(METHODS) == QUANTIZERS
 
 
 def test_groups_of_stock_operators_divide_the_inputs() -> None:
