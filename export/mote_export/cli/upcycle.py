@@ -46,7 +46,7 @@ exit codes: 0, 1 failed (nothing was written), 2 wrong usage, 130 interrupted
 
 @dataclass(frozen=True)
 class Row:
-    """Bytes of the experts, by the paper's formulas in BF16 and as they are in files; None where mote writes none such."""
+    """Bytes of the experts, by the paper's formulas in BF16 and as they are in files; None where these are not known beforehand."""
 
     name: str
     formula: int
@@ -127,8 +127,7 @@ def _add_layer_options(parser: argparse.ArgumentParser) -> None:
         "--experts",
         choices=("ternary", "full"),
         default="ternary",
-        help="routed experts: MoTE's, or MoE-LLaVA's in full precision, which mote trains and evaluates but does not export "
-        "(default: %(default)s)",
+        help="routed experts: MoTE's, or MoE-LLaVA's in full precision, the baseline (default: %(default)s)",
     )
     layer.add_argument(
         "--shared-expert",
