@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import write_data, write_dense, write_mote, write_recipe
+from tiny import tiny_text_checkpoint
+from training import conversation, write_data, write_dense, write_mote, write_recipe
 
-from mote_export.checkpoint import load_checkpoint, load_dense
+from mote_export.checkpoint import load_checkpoint, load_dense, save_folder
 from mote_export.cli.train import main
+from mote_export.train.callbacks import scalars
 from mote_export.train.recipe import load_recipe
 from mote_export.train.trainer import MoteTrainer
 from mote_runtime.errors import MoteError
@@ -92,6 +94,19 @@ def test_mote_stage_leaves_a_checkpoint_and_its_log(
     assert shares["minus"] + shares["zero"] + shares["plus"] == pytest.approx(1.0, abs=1e-5)
     assert shares["flipped"] > 0
     assert list((tmp_path / "new-run" / "tensorboard").glob("events*"))
+    assert {"train/loss", "router_load/layer_1/expert_0", "ternary_flipped/layer_1"} <= dict(scalars(log[-1])).keys()
+
+
+def test_a_text_model_is_trained_on_texts(tmp_path: Path) -> None:
+    save_folder(tmp_path / "text", tiny_text_checkpoint())
+    (tmp_path / "texts.jsonl").write_text("".join(f"{json.dumps(conversation(('a' * n, 'b')))}\n" for n in range(1, 5)))
+    path = recipe(
+        tmp_path, tmp_path, model=tmp_path / "text", data=tmp_path / "texts.jsonl", steps=2, learning_rate="1e-2"
+    )
+    assert main([str(path)]) == 0
+    before, after = state(tmp_path / "text"), load_checkpoint(tmp_path / "out")
+    assert not after.has_vision
+    assert any(not tensor.equal(before[name]) for name, tensor in after.model.state_dict().items())
 
 
 def test_dry_run_writes_nothing(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

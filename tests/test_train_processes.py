@@ -83,7 +83,7 @@ def test_torchrun_trains_a_recipe(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", **base, output=tmp_path / "two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "-m", "mote_export.cli.train", str(recipe)], check=True, env=environment, timeout=200)
+    subprocess.run([*command, "-m", "mote_export.cli.train", str(recipe)], check=True, env=environment, timeout=400)
     assert main([str(write_recipe(recipe, **{**base, "batch_size": 4}, output=tmp_path / "one"))]) == 0
     two, one = (load_dense(tmp_path / name).model.state_dict() for name in ("two", "one"))
     torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4)

@@ -24,7 +24,7 @@ examples:
   mote-train recipe.yaml --dry-run                what would train, for how many steps, with how much memory
   mote-train recipe.yaml                          train; after an interruption the same command goes on
   mote-train recipe.yaml --strict                 an entry that cannot be used is an error, instead of being left out
-  torchrun --nproc-per-node 2 --no-python mote-train recipe.yaml        two processes; accelerate launch does it, too
+  torchrun --nproc-per-node 2 -m mote_export.cli.train recipe.yaml      two processes
 
 A recipe is a YAML file: examples/recipes has one for each stage, docs/training.md explains every name.
 exit codes: 0 trained, 1 failed (the last checkpoint stays), 2 wrong usage, 130 interrupted (a checkpoint was saved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -131,9 +132,11 @@ def load_conversations(
     """
     skipped = Skipped()
     rows: list[Row] = []
+    is_quiet = True if os.environ.get("RANK", "0") != "0" else None  # None: where nobody looks
     for path in paths:
         folder = path.parent if image_folder is None else image_folder
-        for where, entry in tqdm(read_entries(path), desc=f"reading {path.name}", unit=" entries", disable=None):
+        bar = tqdm(read_entries(path), desc=f"reading {path.name}", unit=" entries", disable=is_quiet)
+        for where, entry in bar:
             try:
                 conversation = parse_entry(where, entry)
             except EntryError as error:

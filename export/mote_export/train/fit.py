@@ -122,6 +122,7 @@ def run_trainer(
         # Shards are put together by training only, so under FSDP a finished run does its last part again.
         checkpoint = trainer.run.last_checkpoint(before=total if trainer.is_fsdp_enabled else None)
         step = trainer.run.step_of(checkpoint)
+        trainer.wait()  # all have looked at the folder before one writes to it
         if trainer.args.should_save:
             trainer.run.begin(whole, step)
         if checkpoint is not None and step >= total:

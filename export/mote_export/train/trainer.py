@@ -113,15 +113,15 @@ class MoteTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(run.saving, ignore_errors=True)
                 run.saving.mkdir(parents=True)
-            self._wait()
+            self.wait()
             super()._save_checkpoint(model, trial)
             written = run.saving / f"checkpoint-{step}"
             if self.args.should_save:
                 self._save_sums(written, counts)
-            self._wait()
+            self.wait()
             if self.args.should_save:
                 run.put_in_place(written, step)
-            self._wait()
+            self.wait()
         except (OSError, SafetensorError, RuntimeError) as error:
             self._explain(error)
             raise
@@ -139,7 +139,8 @@ class MoteTrainer(Trainer):
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
         raise TrainingError(f"a checkpoint cannot be written to {self.run.checkpoints}: {reason}; {kept}.") from error
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """For the other processes."""
         if self.args.world_size > 1:
             distributed.barrier()
 
