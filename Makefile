@@ -33,14 +33,14 @@ RUN_plain :=
 RUN_asan := $(NO_ASLR)
 RUN_tsan := $(NO_ASLR)
 # What QEMU pretends to be: without extensions, with dot products, with everything it knows (matrix products of bytes among it).
-# The last has all kernels; the others repeat what is not slow, to see that no kernel needs more than its CPU has.
+# The last has all kernels; the others repeat what is quick and reaches every kernel, to see that none needs more than its CPU has.
 ARM_CPUS := cortex-a72 cortex-a76 max
-SLOW_UNDER_QEMU := EveryPairOfWidths|RealWidths|ForEveryShape|ThreadsAndOrder|FailureOfThePool
+SLOW_UNDER_QEMU := EveryPairOfWidths|RealWidths|ForEveryShape|ThreadsAndOrder|FailureOfThePool|EveryRouting|Chunks|Scratch|Scales|Fuzz|Trace
 
 .DEFAULT_GOAL := help
 # Installing, building and testing share the two folders; each step uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help venv build test test-cpp test-cpp-arm test-python test-slow test-android android demo demo-model experiment runner-aarch64 bench docs lint clean
+.PHONY: help venv build test test-native test-cpp test-cpp-arm test-python test-slow test-android android demo demo-model experiment runner-aarch64 bench docs lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(firstword $(MAKEFILE_LIST)) | awk -F: '{printf "make %-12s%s\n", $$1, $$2}'
@@ -60,7 +60,12 @@ build/.stamp: $(VENV)/.stamp $(CPP_SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[tests]'
 	@touch $@
 
-test: build test-cpp test-android test-python  ## C++ tests (also with sanitizers), those of the Android app, then pytest
+test: build test-native test-python  ## C++ tests (also with sanitizers), those of the Android app, then pytest
+
+# The app's tests have phases with less than two cores to do, and so have the compilers and emulators of the C++ tests.
+test-native: build
+	@$(MAKE) --no-print-directory test-android >build/test-android.log 2>&1 & android=$$!; trap 'kill $$android 2>/dev/null' EXIT; \
+	$(MAKE) --no-print-directory test-cpp && wait $$android; code=$$?; cat build/test-android.log; exit $$code
 
 test-cpp: $(SANITIZERS:%=test-cpp-%) test-cpp-arm
 
@@ -75,6 +80,7 @@ test-cpp-arm: $(VENV)/.stamp  ## the core's tests for 64-bit ARM, under QEMU
 	  { echo "The tests for ARM need the packages g++-aarch64-linux-gnu and qemu-user"; exit 1; }
 	@mkdir -p build
 	cmake -S runtime/core -B build/test-arm -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="$(CXX_FLAGS_plain)" \
 	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake >build/test-arm.log 2>&1 || { cat build/test-arm.log; exit 1; }
 	cmake --build build/test-arm --target mote_tests
 	for cpu in $(ARM_CPUS); do \
@@ -88,9 +94,10 @@ android: build  ## the Android demo app as a signed APK, without SDK, NDK and Gr
 test-android: build  ## the Android app's tests on the JVM; pytest has those of its APK
 	$(BIN)/python -m android_demo.tools test
 
-# Two processes, each with a file of tests at a time (exports are shared within a file); more would want more memory (3 GB each).
+# Two processes, each with a file of tests at a time (exports are shared within a file), the longest first (tests/conftest.py); more
+# would want more memory (3 GB each).
 test-python: build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not versions and not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not versions and not long"
 
 test-slow: build  ## what make test leaves out: all that is marked long or versions, torch's answers to all 2,700 questions
 	$(BIN)/python -m pytest -m "versions or long"
