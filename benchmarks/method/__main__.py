@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mote_export.atomic import atomic_path
 
-from . import ROOT, report, runs
+from . import ROOT, exports, report, runs
 from .data import make_scenes, save_scenes
 from .recipe import Recipe
 from .variants import VARIANT, VARIANTS, seeds_of
@@ -103,6 +103,8 @@ def run(folder: runs.Folder, recipe: Recipe, only: list[str], workers: int) -> N
         for seed in seeds_of(VARIANT[name], recipe.seeds)
     ]
     run_jobs(variants, folder, recipe, workers)
+    if {variant for _, variant, _ in exports.EXPORTED} & set(only):
+        run_jobs([("exports", exports.measure_exports, (recipe.seeds[0],), folder.exports)], folder, recipe, 1)
 
 
 def commit() -> str:

@@ -46,7 +46,8 @@ def collect(folder: Folder, recipe: Recipe, variants: list[str]) -> dict[str, An
             name: {str(seed): results[name, seed]["start"]["mean"] for seed in seeds[name]} for name in variants
         },
     }
-    return {"rows": rows, "routers": routers, "stages": stages}
+    exports = read(folder.exports) if (folder.exports / RESULT).exists() else {}
+    return {"rows": rows, "routers": routers, "stages": stages, "exports": exports}
 
 
 def _row(row: Row, by_seed: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -115,6 +116,7 @@ def _document(content: dict[str, Any]) -> Iterator[str]:
         )
     yield ""
     yield from _other_quantizers(rows)
+    yield from _exports(content["exports"], rows)
     yield from _stages(content["stages"])
     yield from _routers(content["routers"])
 
@@ -128,6 +130,21 @@ def _other_quantizers(rows: dict[str, Any]) -> Iterator[str]:
         for quantizer, mean in rows[row.name]["other_quantizers"].items():
             entry = rows[row.name]
             yield f"| {row.title} | {entry['quantizer']} | {mean_and_deviation(entry)[0]:.1f} | {quantizer} | {100 * mean:.1f} |"
+    yield ""
+
+
+def _exports(exports: dict[str, Any], rows: dict[str, Any]) -> Iterator[str]:
+    if not exports:
+        return
+    yield "## Models of the first seed, exported"
+    yield ""
+    yield "| | KiB of experts in the export | in the table above | right in ONNX Runtime | in ExecuTorch | same answers |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for row in (row for row in ROWS if row.name in exports):
+        found, counted = exports[row.name], rows[row.name]["bytes"] / KIB
+        right = " | ".join(f"{100 * found[target]:.1f} %" for target in ("onnx", "executorch"))
+        same = f"{found['same_answers']} of {found['questions']}"
+        yield f"| {row.title} | {found['bytes'] / KIB:.1f} | {counted:.1f} | {right} | {same} |"
     yield ""
 
 

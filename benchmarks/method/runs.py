@@ -56,6 +56,10 @@ class Folder:
     def base(self) -> Path:
         return self.root / "base"
 
+    @property
+    def exports(self) -> Path:
+        return self.root / "exports"
+
     def dense(self, seed: int) -> Path:
         return self.root / f"seed{seed}" / "stage2"
 
