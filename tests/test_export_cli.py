@@ -221,22 +221,20 @@ def test_sample_that_is_no_image(good: Path, tmp_path: Path, capsys: pytest.Capt
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.long  # what test_disk_full has too, by another way
-def test_file_too_large_for_the_disk(good: Path, tmp_path: Path) -> None:
+def test_file_too_large_for_the_disk(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A write that the system refuses half-way; the limit on the size of a file stands in for a full disk."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
-
-    output = tmp_path / "sub" / "out"
-    run = subprocess.run(
-        [COMMAND, good, "-o", output, "--target", "onnx"], capture_output=True, text=True, preexec_fn=limit
-    )
-    assert run.returncode == 1, run.stderr
-    assert_one_sentence((run.stdout, run.stderr), "cannot read or write")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, hard))
+    try:
+        code = main([str(good), "-o", str(tmp_path / "sub" / "out"), "--target", "onnx", "--no-verify"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1
+    assert_one_sentence(capsys.readouterr(), "cannot read or write")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long  # a process of its own, and another way to what test_file_too_large_for_the_disk has
 def test_disk_full(good: Path, tmp_path: Path) -> None:
     """A real file system with no room, in a mount namespace of its own."""
     if shutil.which("unshare") is None:
@@ -290,7 +288,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in capsys.readouterr().out
 
 
-def test_a_report_that_cannot_be_printed_does_not_undo_the_export(good: Path, tmp_path: Path) -> None:
+@pytest.mark.long  # what the next test has too, and the end of the process
+def test_an_unprintable_report_is_the_only_complaint_of_the_process(good: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with Path("/dev/full").open("w") as full:
         run = subprocess.run(
@@ -302,6 +301,17 @@ def test_a_report_that_cannot_be_printed_does_not_undo_the_export(good: Path, tm
     assert run.returncode == 1
     assert_one_sentence(("", run.stderr), "complete, but the report cannot be printed")
     assert (output / "mote.json").is_file()
+
+
+def test_a_report_that_cannot_be_printed_does_not_undo_the_export(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path("/dev/full").open("w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        code = main([str(good), "-o", str(tmp_path / "out"), "--target", "onnx", "--no-verify"])
+    assert code == 1
+    assert_one_sentence(capsys.readouterr(), "complete, but the report cannot be printed")
+    assert (tmp_path / "out" / "mote.json").is_file()
 
 
 def test_output_through_a_link(good: Path, tmp_path: Path) -> None:
