@@ -243,21 +243,19 @@ def test_a_full_folder_is_not_written_to(tiny_folder: Path, tmp_path: Path) -> N
 
 
 def test_how_experts_are_stored(tiny_folder: Path, tmp_path: Path) -> None:
-    kwargs = {"packing": "1.6bit", "shared_expert": "int4", "context_length": 64}
+    kwargs = {"packing": "1.6bit", "shared_expert": "int4", "shared_group_size": 32, "context_length": 64}
     main_export(str(tiny_folder), tmp_path / "out", task=TEXT_TASK, model_kwargs=kwargs)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["model_type"], config["max_position_embeddings"]) == ("qwen2", 64)
     tokenizer = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert (tokenizer["add_bos_token"], tokenizer["add_eos_token"]) == (False, False)
     model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
-    [packing] = {
-        attribute.s.decode()
+    [stored] = {
+        tuple(onnx.helper.get_node_attr_value(node, name) for name in ("packing", "shared_format", "shared_group_size"))
         for node in model.graph.node
         if node.op_type == "TernaryMoE"
-        for attribute in node.attribute
-        if attribute.name == "packing"
     }
-    assert packing == "1.6bit"
+    assert stored == (b"1.6bit", b"int4", 32)
 
 
 def test_other_models_are_optimums(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ UNSUPPORTED = {
 TASKS_BY_TYPE = {MoteConfig.model_type: TASKS, MoteTextConfig.model_type: TEXT_TASKS}
 NAME = "onnx_export_from_model"
 IMPORTERS = ("optimum.exporters.onnx", "optimum.exporters.onnx.__main__")
-PACK_OPTIONS = ("packing", "shared_expert", "shared_group_size")
+# Of model_kwargs and mote_export.export, to the fields of PackOptions.
+PACK_OPTIONS = {"packing": "packing", "shared_expert": "shared_expert", "shared_group_size": "group_size"}
 MODEL_KWARGS = (*PACK_OPTIONS, "context_length", "rtol")
 
 
@@ -113,7 +114,7 @@ def _export(arguments: Mapping[str, Any]) -> None:
             output,
             context_length=options.get("context_length"),
             opset=opset,
-            pack=PackOptions(**pack),
+            pack=PackOptions(**{PACK_OPTIONS[name]: value for name, value in pack.items()}),
             verify=verify,
             rtol=rtol,
         )
