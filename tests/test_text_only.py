@@ -23,7 +23,7 @@ from mote_export.cli.export import main
 from mote_export.defaults import DEFAULT_RTOL
 from mote_export.exporter import choose_context, export
 from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts
-from mote_export.text_tokens import QUESTION
+from mote_export.text_tokens import QUESTION, around_question, plain_template
 from mote_export.tokens import chat_template, prompt_spec, special_tokens
 from mote_export.verify import Sample, verify_folder
 from mote_runtime import get_library_path, load
@@ -289,6 +289,7 @@ def test_without_template_and_chat_tokens_a_prompt_is_its_text() -> None:
     assert prompt_spec(checkpoint) == PromptSpec("<s>", None, "")
     assert special_tokens(checkpoint).eos_token_ids == (tokenizer.token_to_id("</s>"),)
     assert chat_template(checkpoint) == "{{ \"<s>\" }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    assert around_question(plain_template("<\U0001f600>"), {}) == ("<\U0001f600>", "")
 
 
 @pytest.mark.parametrize(
@@ -301,6 +302,7 @@ def test_without_template_and_chat_tokens_a_prompt_is_its_text() -> None:
         ({"chat_template.jinja": "{{ messages[0].content * 2 }}"}, "does not hold the user's message once"),
         ({"chat_template.jinja": "x" * 70000}, "the chat template has 70000 characters"),
         ({"generation_config.json": '{"eos_token_id": 999}'}, "the end token 999, expected the id of a token"),
+        ({"generation_config.json": '{"eos_token_id": -1}'}, "the end token -1, expected the id of a token"),
         ({"generation_config.json": '{"eos_token_id": "x"}'}, "the end token 'x', expected the id of a token"),
         ({"generation_config.json": "[]"}, "generation_config.json holds a list"),
         ({"eos_token_id": None, "tokenizer": bare_tokenizer("<s>")}, "names no token that ends an answer"),

@@ -16,6 +16,7 @@ from mote_runtime.errors import MoteError
 
 QUESTION = "mote asks a question"  # stands for a user's text; no template has it
 MAX_TEMPLATE = 1 << 16
+MAX_ID = (1 << 31) - 1  # tokenizers raises OverflowError for what is no 32-bit number
 NAMED_TOKENS = (
     "bos_token",
     "eos_token",
@@ -61,7 +62,9 @@ def beginning(tokenizer: Tokenizer) -> str:
 
 def plain_template(prefix: str) -> str:
     """A chat template that gives `prefix` and the messages, and nothing else."""
-    return "{{ " + json.dumps(prefix) + " }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    # Not escaped: Jinja takes the two escapes of a rarer character for two characters.
+    literal = json.dumps(prefix, ensure_ascii=False)
+    return "{{ " + literal + " }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def end_tokens(
@@ -87,7 +90,7 @@ def end_tokens(
     for token in (token_text(tokenizer_config.get("eos_token")), *more):
         found += [] if token is None or tokenizer.token_to_id(token) is None else [tokenizer.token_to_id(token)]
     for token_id in found:
-        if type(token_id) is not int or tokenizer.id_to_token(token_id) is None:
+        if type(token_id) is not int or not 0 <= token_id <= MAX_ID or tokenizer.id_to_token(token_id) is None:
             raise MoteError(
                 f"the checkpoint has the end token {token_id!r}, expected the id of a token of its tokenizer."
             )
