@@ -1,8 +1,10 @@
 """Post-training quantization: matrices, models in torch, and the same values in both runtimes."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -12,15 +14,16 @@ from tiny import byte_tokenizer, companion_files, tiny_checkpoint
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from mote_export import verify
 from mote_export.checkpoint import Checkpoint
 from mote_export.cli.export import main
 from mote_export.defaults import QUANTIZERS
 from mote_export.exporter import ExportResult, export
 from mote_export.model import MoteForCausalLM, upcycle
 from mote_export.packing import dequantize, quantize_int4, quantize_int8
-from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts
+from mote_export.passes import PackOptions, apply_passes, pack_ternary_experts, quantize_passes
 from mote_export.passes.onnx_quantized import ONNX_QUANTIZED_EMBEDDING, ONNX_QUANTIZED_LINEAR
-from mote_export.passes.quantize_linear import QuantizedEmbedding, QuantizedLinear, set_activations
+from mote_export.passes.quantize_linear import Activations, QuantizedEmbedding, QuantizedLinear, set_activations
 from mote_export.passes.stock_moe import stock_moe
 from mote_export.passes.xnnpack_quantized import LOOKED_UP_EMBEDDING, XNNPACK_LINEAR
 from mote_export.quantize import METHODS, QuantizeOptions, WeightFormat, fitting_group, quantize, quantize_model_
@@ -280,6 +283,86 @@ def test_packed_shared_experts_have_the_quantizers_values() -> None:
     assert difference < 0.02  # the operator rounds activations to int8, 0.5 % of theirs a matrix
 
 
+def int8_baseline(activations: Activations) -> MoteForCausalLM:
+    """All linear layers in 8 bits; only activations differ."""
+    model, pack = moe_llava(), PackOptions(linear="int8", full_experts="int8")
+    apply_passes(model, [*quantize_passes(model, pack), stock_moe(pack)])
+    set_activations(model, activations)
+    return model
+
+
+class TorchRuntime:
+    """Stands in for an export and its runtime: a model in torch, whose logits may be off by a factor."""
+
+    def __init__(self, model: MoteForCausalLM, factor: float = 1.0) -> None:
+        self.model, self.factor = model, factor
+        self.manifest = SimpleNamespace(target="torch", model=SimpleNamespace(context_length=128, image_token_id=None))
+        self.tokenizer = SimpleNamespace(encode_prompt=lambda text: [ord(letter) % 50 for letter in text])
+
+    def step_logits(self, ids: Sequence[int], tokens: Sequence[int], images: None) -> Iterator[np.ndarray]:
+        with torch.no_grad():
+            logits = self.model(input_ids=torch.tensor([[*ids, *tokens]])).logits[0, len(ids) - 1 :]
+        yield from self.factor * logits.numpy()
+
+
+def verified(
+    runtime: TorchRuntime, reference: MoteForCausalLM, rtol: float, patch: pytest.MonkeyPatch
+) -> verify.Verification:
+    patch.setattr(verify, "load", lambda folder: contextlib.nullcontext(runtime))
+    return verify.verify_folder(Path("export"), reference, verify.default_samples(has_vision=False), rtol)
+
+
+def test_only_rounded_activations_move_torchs_own_logits() -> None:
+    own = {}
+    ids = list(range(3, 23))
+    for activations in ("float32", "int8-by-block", "int8-by-token"):
+        model = int8_baseline(activations)
+        assert verify.rounds_activations(model) == (activations != "float32")
+        tokens, logits = verify.reference_greedy(model, ids, None, 8)
+        own[activations] = verify.own_differences(model, ids, None, tokens, logits)
+        assert own[activations].shape == (len(tokens),)
+    assert 0 < own["float32"].max() < 5e-4
+    assert min(own["int8-by-block"].max(), own["int8-by-token"].max()) > 2e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"), [("self_attn.o_proj", 1.5), ("mlp.experts.1.down_proj", 2), ("lm_head", 1.1)]
+)
+def test_a_wrong_scale_is_not_taken_for_rounding(name: str, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, model = int8_baseline("int8-by-token"), int8_baseline("int8-by-token")
+    assert verified(TorchRuntime(model), reference, 0.05, monkeypatch).widened_steps == 0
+    [layer] = [module for path, module in model.named_modules() if path.endswith(name)]
+    assert isinstance(layer, QuantizedLinear)
+    layer.scale.mul_(factor)
+    with pytest.raises(verify.VerificationError, match="more than the tolerance"):
+        verified(TorchRuntime(model), reference, 0.05, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("activations", "own", "sentence"),
+    [
+        ("int8-by-block", 0.2, None),
+        ("int8-by-block", 0.1, r"more than the tolerance of 0\.2 \(--rtol 0\.05, widened"),
+        ("int8-by-block", 0.0, r"more than the tolerance of 0\.05 \(--rtol\)"),
+        ("float32", 0.2, r"more than the tolerance of 0\.05 \(--rtol\)"),
+    ],
+)
+def test_the_tolerance_is_widened_where_activations_are_rounded(
+    activations: Activations, own: float, sentence: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that are all off by 0.22."""
+    model = int8_baseline(activations)
+    monkeypatch.setattr(verify, "own_differences", lambda *_: np.full(verify.STEPS, own, np.float32))
+    if sentence is not None:
+        with pytest.raises(verify.VerificationError, match=sentence):
+            verified(TorchRuntime(model, 1.22), model, 0.05, monkeypatch)
+        return
+    found = verified(TorchRuntime(model, 1.22), model, 0.05, monkeypatch)
+    assert found.widened_steps == found.greedy_tokens_compared
+    with pytest.raises(verify.VerificationError, match=r"more than the tolerance of 0\.25"):  # however far torch's move
+        verified(TorchRuntime(model, 1.5), model, 0.05, monkeypatch)
+
+
 def export_tiny(checkpoint: Checkpoint, folder: Path, **options: str | int) -> list[ExportResult]:
     return export(checkpoint, folder / "out", ("onnx", "executorch"), pack=PackOptions(**options))
 
@@ -328,7 +411,16 @@ def test_all_kinds_of_exports_have_torchs_answers(linear: str, portable: bool, t
     )
 
 
+def test_ternary_experts_have_no_format_of_full_ones(tmp_path: Path) -> None:
+    with pytest.raises(MoteError, match="full_experts is 'int4', but the routed experts of 'tiny' are ternary"):
+        export_tiny(tiny_checkpoint(layers=1), tmp_path, full_experts="int4")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_options_without_effect_are_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "model.pt"), "--linear", "int8", "--linear-group-size", "32"])
     assert "--linear-group-size is for int4 and int3" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "model.pt"), "--quantizer", "hqq"])
+    assert "--quantizer is for integer weights" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mote_export.atomic import atomic_folder, check_output
 from mote_export.checkpoint import Checkpoint, load_checkpoint
-from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_OPSET, DEFAULT_RTOL
+from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_FULL_EXPERTS, DEFAULT_OPSET, DEFAULT_RTOL
 from mote_export.manifest import Source, add_verification, check_manifest, num_image_tokens, write_manifest
 from mote_export.passes import (
     PackOptions,
@@ -92,6 +92,7 @@ def export(
     checkpoint = load_checkpoint(source) if isinstance(source, Path) else _copy(source)
     settings = ExportSettings(choose_context(checkpoint, context_length), opset, portable)
     pack = pack or PackOptions()
+    check_pack(checkpoint, pack)
     # Refuse an unusable tokenizer, image processor or sample before the long work.
     check_prompt(checkpoint, check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack))
     samples = (*default_samples(checkpoint.has_vision), *check_samples(checkpoint, samples)) if verify else ()
@@ -165,6 +166,16 @@ class _Job:
             target.plugin_library if self.settings.needs_plugin else None,
             asdict(self.memory) | {"total": self.memory.total},
             [asdict(part) for part in self.stored],
+        )
+
+
+def check_pack(checkpoint: Checkpoint, pack: PackOptions) -> None:
+    """Raises MoteError for a format of experts that the model does not have, which would else be kept in silence."""
+    settings = checkpoint.model.config.moe_settings
+    assert settings is not None  # load_checkpoint refuses models without MoTE layers
+    if settings.experts != "full" and pack.full_experts != DEFAULT_FULL_EXPERTS:
+        raise MoteError(
+            f"full_experts is {pack.full_experts!r}, but the routed experts of {checkpoint.name!r} are ternary: leave it out."
         )
 
 

@@ -114,12 +114,13 @@ def prompt_spec(checkpoint: Checkpoint) -> PromptSpec:
         prefix, suffix = around_question(template, _tokenizer_config(checkpoint))
         return PromptSpec(prefix, None, suffix)
     tokenizer = load_tokenizer(checkpoint)
-    if _has_chat_tokens(tokenizer):
+    if has_chat_tokens(tokenizer):
         return PromptSpec(USER_PREFIX, None, USER_SUFFIX)
     return PromptSpec(beginning(tokenizer), None, "")
 
 
-def _has_chat_tokens(tokenizer: Tokenizer) -> bool:
+def has_chat_tokens(tokenizer: Tokenizer) -> bool:
+    """Whether Qwen2's format can be written with its tokens."""
     return all(tokenizer.token_to_id(token) is not None for token in CHAT_TOKENS)
 
 
@@ -135,7 +136,7 @@ def chat_template(checkpoint: Checkpoint) -> str:
     own = _own_template(checkpoint)
     if own is not None:
         return own
-    if checkpoint.has_vision or _has_chat_tokens(load_tokenizer(checkpoint)):
+    if checkpoint.has_vision or has_chat_tokens(load_tokenizer(checkpoint)):
         return CHAT_TEMPLATE
     return plain_template(prompt_spec(checkpoint).user_prefix)
 

@@ -7,14 +7,13 @@ from transformers import GenerationConfig
 
 from mote_export.checkpoint.base import Checkpoint
 from mote_export.manifest import CLASS_TOKENS, num_image_tokens
-from mote_export.tokens import chat_template, load_tokenizer, special_tokens
+from mote_export.tokens import chat_template, has_chat_tokens, load_tokenizer, special_tokens
 
 PROCESSOR_CONFIG, CHAT_TEMPLATE_FILE, GENERATION_CONFIG = (
     "processor_config.json",
     "chat_template.jinja",
     "generation_config.json",
 )
-CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")  # of the template that mote gives to a checkpoint without one
 
 
 def stock_files(checkpoint: Checkpoint) -> dict[str, str]:
@@ -36,8 +35,7 @@ def stock_files(checkpoint: Checkpoint) -> dict[str, str]:
 def text_files(checkpoint: Checkpoint) -> dict[str, str]:
     """`stock_files` of a model without pictures. Its tokenizer may be any: what ends an answer is said by the model's own files."""
     generated = {GENERATION_CONFIG: checkpoint.model.generation_config.to_json_string()}
-    tokenizer = load_tokenizer(checkpoint)
-    if all(tokenizer.token_to_id(token) is not None for token in CHAT_TOKENS):
+    if has_chat_tokens(load_tokenizer(checkpoint)):
         generated[CHAT_TEMPLATE_FILE] = chat_template(checkpoint)
     return {**generated, **checkpoint.files}
 

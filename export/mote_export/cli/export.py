@@ -70,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.full_experts,
     }:
         parser.error("--linear-group-size is for int4 and int3 of --linear, --embedding and --full-experts")
+    formats = (arguments.shared_expert, arguments.linear, arguments.embedding, arguments.full_experts)
+    if arguments.quantizer != DEFAULT_QUANTIZER and not any(name.startswith("int") for name in formats):
+        parser.error(
+            "--quantizer is for integer weights: --shared-expert, --linear, --embedding or --full-experts as int8 or int4"
+        )
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO if arguments.verbose else logging.ERROR, format="%(message)s"
     )
@@ -385,3 +390,8 @@ def _print_report(results: "Sequence[ExportResult]") -> None:
                 f"{check.rtol:g}), a single one by {check.max_abs_logit_difference:.2g} of up to {check.max_abs_logit:.3g}",
                 highlight=False,
             )
+            if check.widened_steps:
+                console.print(
+                    f"    {check.widened_steps} steps are beyond the tolerance, as rounded activations can move torch's own logits",
+                    highlight=False,
+                )

@@ -17,6 +17,7 @@ Bits = Literal[8, 4, 3]
 GROUP_SIZES = (32, 64, 128)
 PER_ROW = 0
 SCALE_BYTES = 2  # bfloat16
+BLOCK_ROWS = 4096
 # The least and the greatest code. Those of 8 bits are symmetric, as the operators that multiply int8 by int8 want them.
 CODES: dict[int, tuple[int, int]] = {8: (-127, 127), 4: (-8, 7), 3: (-4, 3)}
 
@@ -69,9 +70,12 @@ class Rounding:
 
     @classmethod
     def of(cls, weights: Tensor, rounded: Tensor) -> "Rounding":
-        """From weights of one shape before and after."""
-        before = weights.detach().double()
-        return cls(float((rounded.double() - before).square().sum()), float(before.square().sum()))
+        """From weights of one shape before and after; some rows at a time, as those of a vocabulary take gigabytes in float64."""
+        result = cls()
+        for before, after in zip(weights.detach().split(BLOCK_ROWS), rounded.split(BLOCK_ROWS), strict=True):
+            exact = before.double()
+            result += cls(float((after.double() - exact).square().sum()), float(exact.square().sum()))
+        return result
 
     def __add__(self, other: "Rounding") -> "Rounding":
         return Rounding(self.changed + other.changed, self.weights + other.weights)

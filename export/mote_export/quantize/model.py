@@ -68,7 +68,7 @@ class PartReport:
     Attributes:
         part: a field of `QuantizeOptions`.
         format: as it was asked for.
-        matrices, parameters: of the part; a head tied to the embedding has none of its own.
+        matrices, parameters: of the part; an embedding that is tied to a head in the same format counts as the head alone.
         code_bytes, scale_bytes: codes at their bits, scales at 16 bits.
         rounding: root mean square change of the weights, in units of their root mean square.
     """
