@@ -103,6 +103,9 @@ def test_padding_counts_neither_in_the_load_nor_in_the_balancing_loss() -> None:
     with torch.no_grad():
         model(**more)
     assert layer.expert_counts.sum() == 18
+    with torch.no_grad():  # one mask for all rows
+        model(input_ids=more["input_ids"], attention_mask=turn_mask(torch.tensor([[0] * 5 + [-1] * 6])))
+    assert layer.expert_counts.sum() == 20
     with torch.no_grad():
         model(input_ids=more["input_ids"])  # an earlier mask is of no effect
     assert layer.expert_counts.sum() == 44
@@ -153,6 +156,9 @@ def test_other_ways_of_computing_give_the_same_loss(case: str) -> None:
     tolerance = 2e-2 if case == "bf16" else 1e-6
     torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
     if case == "checkpointing":
+        # What the backward pass computed again is let go of.
+        assert all(layer.probability_sum is not None for layer in model.mote_layers())
+        assert not any(layer.probability_sum.requires_grad for layer in model.mote_layers())  # type: ignore[union-attr]
         torch.testing.assert_close(
             {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, gradients
         )

@@ -159,6 +159,13 @@ class MoteLayer(nn.Module):
             probability, expert = probability[is_token], expert[is_token]
         self.expert_counts = torch.bincount(expert.flatten(), minlength=self.settings.num_experts).detach()
         self.probability_sum = probability.sum(dim=0) if self.training else None
+        if self.probability_sum is not None and _is_in_backward():
+            # Gradient checkpointing runs the layer again: this graph is not the loss's, and would keep all that it saves.
+            self.probability_sum = self.probability_sum.detach()
+
+
+def _is_in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[None]:

@@ -77,9 +77,11 @@ class MoteModelMixin:
     def _without_padding(self, attention_mask: Any, inputs: Tensor | None) -> Iterator[None]:
         """Within, the layers count the tokens that are not padding, of inputs [B, S] or [B, S, H]."""
         mask = None
-        if isinstance(attention_mask, Tensor) and inputs is not None:
-            mask = token_mask(attention_mask, inputs.shape[1])
         layers = self.mote_layers()
+        if layers and isinstance(attention_mask, Tensor) and inputs is not None:
+            mask = token_mask(attention_mask, inputs.shape[1])
+            if mask is not None:
+                mask = mask.expand(inputs.shape[:2])  # one may be for the whole batch
         for layer in layers:
             layer.token_mask = mask
         try:
