@@ -14,11 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_text_checkpoint
-from training import conversation, write_data, write_dense, write_mote, write_recipe
+from training import Texts, conversation, write_data, write_dense, write_mote, write_recipe
+from transformers import TrainingArguments
 
 from mote_export.checkpoint import load_checkpoint, load_dense, save_folder
 from mote_export.cli.train import main
+from mote_export.train import FitSettings, TrainingError, fit
 from mote_export.train.callbacks import scalars
+from mote_export.train.fit import training_arguments
 from mote_export.train.recipe import load_recipe
 from mote_export.train.trainer import MoteTrainer
 from mote_runtime.errors import MoteError
@@ -235,12 +238,15 @@ def test_a_result_that_cannot_be_written_is_written_by_the_next_start(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"learning_rat": 1}, "did you mean learning_rate"),
+        ({"learning_rat": 1}, "did you mean learning_rate?\n"),
         ({"stage": "motte"}, "did you mean mote"),
         ({"steps": "many"}, "expected an integer"),
         ({"steps": True}, "expected an integer"),
         ({"steps": 0}, "steps is 0, expected at least 1"),
         ({"epochs": 1}, "both given"),
+        ({"steps": None, "epochs": 0}, "epochs is 0.0, expected a positive number"),
+        ({"learning_rate": 10**400}, "expected a number"),
+        ({"seed": 1 << 32}, "seed is 4294967296, expected 0 to 4294967295"),
         ({"learning_rate": "fast"}, "expected a number"),
         ({"train_vision_tower": True}, "for instruction only"),
         ({"stage": "connector", "aux_loss_coef": 0.1}, "trains no experts"),
@@ -268,6 +274,56 @@ def test_a_dense_model_is_no_mote_checkpoint(files: Path, tmp_path: Path, capsys
     assert "mote-upcycle" in capsys.readouterr().err
     assert main([str(recipe(files, tmp_path)), "--resume"]) == 1
     assert "no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["stage", "steps", "learning_rate"])
+def test_a_value_whose_text_would_fill_the_memory(tmp_path: Path, name: str) -> None:
+    lines = [f"- &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
+    path = tmp_path / "recipe.yaml"
+    others = ["model: a", "data: b", "output: c", *(["stage: mote"] if name != "stage" else [])]
+    path.write_text("\n".join([*others, f"{name}:", "- &a0 [1]", *lines, ""]))
+    with pytest.raises(MoteError, match=f"^{name} is .* expected") as caught:
+        load_recipe(path)
+    assert len(str(caught.value)) < 4000
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tokenizer.json").write_text("mine")
+    assert main([str(recipe(files, tmp_path))]) == 1
+    assert "is not empty and holds no run" in capsys.readouterr().err
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["tokenizer.json"]
+
+
+def test_a_batch_for_each_process_and_a_gpu_for_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = FitSettings(batch_size=2, learning_rate=0.1, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(TrainingError, match="for each of 2 processes"):
+            training_arguments(torch.nn.Linear(1, 1), settings, tmp_path, 3)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(TrainingError, match="sees 2 GPUs"):
+        training_arguments(torch.nn.Linear(1, 1), settings, tmp_path, 3)
+
+
+def test_the_log_that_fit_returns_has_a_loss_in_every_entry(tmp_path: Path) -> None:
+    class Scaled(torch.nn.Module):
+        """With a frozen number, which has no dimension."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(2.0), requires_grad=False)
+            self.shift = torch.nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": (self.scale * x - self.shift).pow(2).mean()}
+
+    settings = FitSettings(batch_size=1, learning_rate=0.1, steps=2, device="cpu")
+    log = fit(Scaled(), Texts(4), lambda rows: {"x": torch.ones(len(rows))}, settings, tmp_path / "out")
+    assert [entry["step"] for entry in log if entry["loss"] > 0] == [1, 2]
+    assert len(log) == 2
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "a: [\n", "seed: 1\nseed: 2\n", "a: &x [*x]\n", "? [a]\n: b\n", "\0"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from PIL import Image
 from tiny import byte_tokenizer
 from training import IMAGE_SIZE, NUM_IMAGE_TOKENS, conversation, dense_model
 
-from mote_export.tokens import CHAT_TEMPLATE
+from mote_export.checkpoint import Checkpoint
+from mote_export.tokens import CHAT_TEMPLATE, load_tokenizer
 from mote_export.train import TrainingError
 from mote_export.train.conversations import ChatFormat
 from mote_export.train.data import ConversationCollator, ConversationData, load_conversations
@@ -57,6 +58,19 @@ def test_a_conversation_is_its_chat_template_and_answers_are_learnt_with_their_e
     )
     assert learnt(row.labels) == "1.<|im_end|>2!<|im_end|>"
     assert row.image == folder / "a.png"
+
+
+def test_a_question_is_learnt_as_it_is_asked_later(folder: Path) -> None:
+    entry = conversation((" one? ", "1."), image="a.png")
+    assert text(load(folder, entry).rows[0].input_ids).count("<|vision_end|>one?<|im_end|>") == 1
+
+
+def test_a_tokenizer_that_cuts_and_pads_does_not_here() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=9)
+    checkpoint = Checkpoint("any", cast(Any, None), {"tokenizer.json": tokenizer.to_str()})
+    assert load_tokenizer(checkpoint).encode("hello").tokens == list("hello")
 
 
 def test_a_template_without_end_tokens_gets_one(folder: Path) -> None:
@@ -131,6 +145,7 @@ MALFORMED: list[Any] = [
     conversation(("<image>", "b"), image="a.png"),
     conversation(("<image> a", "b")),
     conversation(("a", "<|image_pad|>"), image="a.png"),
+    conversation(("a\ud83d", "b")),
     {**conversation(("a", "b")), "image": ["a.png", "b.png"]},
     {**conversation(("a", "b")), "image": "a.png"},
 ]

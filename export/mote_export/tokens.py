@@ -58,7 +58,6 @@ def special_tokens(checkpoint: Checkpoint) -> SpecialTokens:
 
 
 def _image_model_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> SpecialTokens:
-
     def find(token: str) -> int:
         token_id = tokenizer.token_to_id(token)
         if token_id is None:
@@ -125,10 +124,14 @@ def has_chat_tokens(tokenizer: Tokenizer) -> bool:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's, which neither cuts nor pads a text although its file may ask for it. Raises MoteError."""
     try:
-        return Tokenizer.from_str(checkpoint.files["tokenizer.json"])
+        tokenizer = Tokenizer.from_str(checkpoint.files["tokenizer.json"])
     except Exception as error:  # the library raises bare Exception
         raise MoteError(f"tokenizer.json cannot be read: {error}.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def chat_template(checkpoint: Checkpoint) -> str:

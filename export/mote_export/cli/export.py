@@ -307,18 +307,23 @@ def silence_libraries() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
-def sentence(error: Exception) -> str:
-    """What a user is told of an error of a command whose output is atomic."""
+def sentence(error: Exception, left: str = "nothing was written") -> str:
+    """What a user is told of an error. left: what it leaves behind; "" where that is said already."""
     from mote_runtime.errors import MoteError
 
+    notes = [left] if left else []
     if isinstance(error, MoteError):
-        return f"{str(error).rstrip('.')}; nothing was written."
-    if isinstance(error, OSError):
-        return f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}; nothing was written."
-    if isinstance(error, MemoryError):
-        return "out of memory; nothing was written."
-    first = str(error).splitlines()[0] if str(error) else ""
-    return f"{type(error).__name__}: {first} (nothing was written; -v shows where)."
+        text = str(error)
+    elif isinstance(error, OSError):
+        text = f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}"
+    elif isinstance(error, MemoryError):
+        text = "out of memory"
+    else:
+        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        notes.append("-v shows where")
+    if notes:
+        text = "; ".join([text.rstrip("."), *notes])
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _describe_rounding(rounding: float) -> str:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mote_export import __version__
-from mote_export.cli.export import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, silence_libraries
+from mote_export.cli.export import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, MIB, sentence, silence_libraries
 from mote_runtime.errors import MoteError
 
 if TYPE_CHECKING:
     from mote_export.train.run import Plan
 
-GIB = 1 << 30
+GIB = MIB << 10
 
 EXAMPLES = """\
 examples:
@@ -127,21 +127,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sentence(error: Exception) -> str:
-    kept = "; the checkpoints that were there stay" if not isinstance(error, MoteError) else ""
-    if isinstance(error, MoteError):
-        # A process that loads data hands on its traceback as text; the sentence is the last line.
-        last = str(error).rstrip().splitlines()[-1]
-        name, _, sentence = last.partition("Error: ")
-        text = sentence if "Original Traceback" in str(error) and "." in name else str(error)
-    elif isinstance(error, OSError):
-        text = f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}"
-    elif isinstance(error, MemoryError):
-        text = "out of memory"
-    else:
-        first = str(error).splitlines()[0] if str(error) else ""
-        kept += " (-v shows where)"
-        text = f"{type(error).__name__}: {first}"
-    return f"{text.rstrip('.')}{kept}."
+    if not isinstance(error, MoteError):
+        return sentence(error, left="the checkpoints that were there stay")
+    if "Original Traceback" in str(error):
+        # A process that loads data hands on its traceback as text; what was raised there is the last line.
+        return str(error).rstrip().splitlines()[-1].partition("Error: ")[2]
+    return str(error)
 
 
 def _print_plan(planned: "Plan", last: Path | None, *, as_json: bool) -> None:

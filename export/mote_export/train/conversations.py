@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from mote_export.llava import ANSWERING, ASKING, MARKER, is_picture_path, is_unicode
 from mote_export.train.settings import TrainingError
 
-MARKER = "<image>"  # where the picture stands in LLaVA's text
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES = {**dict.fromkeys(ASKING, "user"), **dict.fromkeys(ANSWERING, "assistant"), "system": "system"}
 MAX_TEMPLATE = 1 << 16
 _PROBE = "mote asks a question"
 
@@ -94,7 +94,7 @@ def parse_entry(where: str, entry: Any) -> Conversation:
         raise EntryError(
             f"{MARKER} stands in it {sum(markers)} times, expected once in the first question of a picture only"
         )
-    questions[0] = questions[0].replace(MARKER, "").strip("\n")
+    questions = [text.replace(MARKER, "").strip() for text in questions]  # as mote-eval asks them
     if not all(answer.strip() for answer in answers):
         raise EntryError("an answer is empty")
     return Conversation(where, system, tuple(zip(questions, answers, strict=True)), image)
@@ -106,6 +106,8 @@ def _message(message: Any) -> tuple[str, str]:
     role = message.get("from")
     if not isinstance(role, str) or role not in ROLES:
         raise EntryError(f'a turn is "from" {role!r}, expected human, gpt or system')
+    if not is_unicode(message["value"]):
+        raise EntryError('the "value" of a turn holds half of a character, expected valid Unicode')
     return ROLES[role], message["value"]
 
 
@@ -116,8 +118,7 @@ def _image(name: Any) -> str | None:
         name = name[0]
     if not isinstance(name, str) or not name:
         raise EntryError(f'"image" is {name!r}, expected the path of one picture')
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name:
+    if not is_picture_path(name):
         raise EntryError(f'"image" is {name!r}, which is not below the image folder')
     return name
 

@@ -206,15 +206,10 @@ def joint_row(segments: Sequence[Segment], image: Path | None, max_length: int) 
     """The segments one after the other, cut at `max_length`; None where nothing learnt is left."""
     ids = [token for segment in segments for token in segment.ids][:max_length]
     labels = [label for segment in segments for label in _labels(segment)][:max_length]
-    # A label at position 0 is no target: nothing precedes it.
-    if not any(label != IGNORED_LABEL for label in labels[1:]) or _cuts_image(segments, image, max_length):
+    # A label at position 0 is no target: nothing precedes it. The picture stands before all that is learnt, so none is cut.
+    if not any(label != IGNORED_LABEL for label in labels[1:]):
         return None
     return Row(_array(ids), _array(labels), image)
-
-
-def _cuts_image(segments: Sequence[Segment], image: Path | None, max_length: int) -> bool:
-    """The picture is in the first segment; what is learnt follows it, so a row that ends within it is empty anyway."""
-    return image is not None and len(segments[0].ids) >= max_length
 
 
 def independent_rows(

@@ -75,7 +75,7 @@ def fit(
         run_trainer(trainer, settings, identity, stack)
         # Trainer leaves autocast on the model's forward; what comes next, an evaluation, chooses its own precision.
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return [dict(entry) for entry in trainer.state.log_history]
+    return [dict(entry) for entry in trainer.state.log_history if "loss" in entry]  # Trainer's last one sums up the run
 
 
 def make_trainer(
@@ -149,12 +149,12 @@ def run_identity(
 
 
 def frozen_sum(model: nn.Module) -> str:
-    """A hash of the frozen parameters' names and of the sums of their bits, which no order of adding changes."""
+    """A hash of the frozen parameters' names and of the sums of their bytes, which no order of adding changes."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {list(parameter.shape)} {parameter.dtype} {parameter.requires_grad}".encode())
         if not parameter.requires_grad and not parameter.is_meta:
-            bits = parameter.detach().contiguous().view(torch.uint8)
+            bits = parameter.detach().reshape(-1).view(torch.uint8)
             digest.update(str(bits.sum(dtype=torch.int64).item()).encode())
     return digest.hexdigest()
 
@@ -168,9 +168,12 @@ def training_arguments(
     use_cpu = settings.device == "cpu" or not torch.cuda.is_available()
     if settings.compile and use_cpu:
         raise TrainingError("compile is true, but there is no GPU to compile for: set it to false.")
-    if rows < settings.batch_size:
-        raise TrainingError(f"the data has {rows} rows, fewer than a batch of {settings.batch_size}: lower batch_size.")
-    return TrainingArguments(
+    if rows < settings.batch_size * num_processes():
+        raise TrainingError(
+            f"the data has {rows} rows, fewer than a batch of {settings.batch_size} for each of {num_processes()} processes: "
+            "lower batch_size."
+        )
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps or -1,
         num_train_epochs=settings.epochs,
@@ -204,6 +207,12 @@ def training_arguments(
         disable_tqdm=True,
         **_fsdp_arguments(model, settings),
     )
+    if arguments.n_gpu > 1:  # Trainer would put DataParallel around the model, of whose copies nothing is counted
+        raise TrainingError(
+            f"a process sees {arguments.n_gpu} GPUs, expected one: start a process for each with torchrun, or set "
+            "CUDA_VISIBLE_DEVICES."
+        )
+    return arguments
 
 
 def num_processes() -> int:
@@ -213,8 +222,7 @@ def num_processes() -> int:
 
 def total_steps(settings: FitSettings, rows: int) -> int:
     """Optimizer steps of a run."""
-    processes = num_processes()
-    batches = rows // (settings.batch_size * processes) if rows >= settings.batch_size * processes else 1
+    batches = rows // (settings.batch_size * num_processes())
     per_epoch = max(1, -(-batches // settings.gradient_accumulation))
     return settings.steps or max(1, -int(-settings.epochs * per_epoch // 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -96,9 +97,10 @@ class Recipe:
         """What `fit` is told."""
         rate = self.learning_rate if self.learning_rate is not None else LEARNING_RATES[self.stage]
         default_coefficient = 0.01 if self.stage == "mote" else None
+        epochs = 1.0 if self.epochs is None else self.epochs
         own = {name: getattr(self, name) for name in (f.name for f in fields(FitSettings)) if hasattr(self, name)}
         coefficient = default_coefficient if self.aux_loss_coef is None else self.aux_loss_coef
-        return FitSettings(**{**own, "learning_rate": rate, "aux_loss_coef": coefficient, "epochs": self.epochs or 1.0})
+        return FitSettings(**{**own, "learning_rate": rate, "aux_loss_coef": coefficient, "epochs": epochs})
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -130,9 +132,9 @@ def parse_recipe(content: Mapping[Any, Any]) -> Recipe:
     types_of = get_type_hints(Recipe)
     for name in content:
         if name not in types_of:
-            close = difflib.get_close_matches(str(name), types_of, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(types_of)}"
-            raise TrainingError(f"a recipe has no {name!r}; {hint}.")
+            close = difflib.get_close_matches(reprlib.repr(name).strip("'"), types_of, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(types_of)}."
+            raise TrainingError(f"a recipe has no {reprlib.repr(name)}; {hint}")
     missing = [name for name in ("model", "stage", "data", "output") if content.get(name) is None]
     if missing:
         raise TrainingError(f"the recipe lacks {', '.join(missing)}.")
@@ -156,22 +158,22 @@ def _value(name: str, value: Any, kind: Any) -> Any:
     if wanted in (int, bool) and type(value) is wanted:
         return value
     expected = {Path: "a path", int: "an integer", bool: "true or false"}[wanted]
-    raise TrainingError(f"{name} is {value!r}, expected {expected}.")
+    raise TrainingError(f"{name} is {reprlib.repr(value)}, expected {expected}.")
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value in allowed:
         return str(value)
-    close = difflib.get_close_matches(str(value), allowed, n=1)
+    shown = reprlib.repr(value)  # a few lines of YAML can name a value whose text fills the memory
+    close = difflib.get_close_matches(shown.strip("'"), allowed, n=1)
     hint = f"; did you mean {close[0]}?" if close else "."
-    raise TrainingError(f"{name} is {value!r}, expected one of {', '.join(allowed)}{hint}")
+    raise TrainingError(f"{name} is {shown}, expected one of {', '.join(allowed)}{hint}")
 
 
 def _number(name: str, value: Any) -> float:
-    if type(value) in (int, float):
-        return float(value)
+    # YAML takes 2e-5, without a point, for a text.
+    is_number = type(value) in (int, float) or (isinstance(value, str) and value[:1].isdigit())
     try:
-        # YAML takes 2e-5, without a point, for a text.
-        return float(value if isinstance(value, str) and value[:1].isdigit() else "")
-    except ValueError:
-        raise TrainingError(f"{name} is {value!r}, expected a number.") from None
+        return float(value if is_number else "")
+    except (ValueError, OverflowError):
+        raise TrainingError(f"{name} is {reprlib.repr(value)}, expected a number.") from None

@@ -55,8 +55,8 @@ class RunFolder:
         if not file.exists():
             if self.path.exists() and not self.path.is_dir():
                 raise TrainingError(f"{self.path} is a file, expected a folder for logs and checkpoints.")
-            if self.checkpoints.exists():
-                raise TrainingError(f"{self.path} has checkpoints but no {IDENTITY}: choose another output.")
+            if self.path.exists() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+                raise TrainingError(f"{self.path} is not empty and holds no run ({IDENTITY}): choose another output.")
             return
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -75,11 +75,12 @@ class RunFolder:
 
     def begin(self, identity: Mapping[str, Any], step: int) -> None:
         """Makes the folder, writes who it belongs to, and cuts the log behind `step`, after which the run goes on."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.saving, ignore_errors=True)
         if not (self.path / IDENTITY).exists():
             with atomic_path(self.path / IDENTITY) as temporary:
                 temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+        self.checkpoints.mkdir(exist_ok=True)
+        for leftover in self.checkpoints.glob(".*"):  # of a start that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         if self.log_path.exists():
             lines = self.log_path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]

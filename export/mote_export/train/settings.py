@@ -10,6 +10,7 @@ from mote_runtime.errors import MoteError
 
 Precision = Literal["float32", "bf16"]
 Device = Literal["auto", "cpu"]
+MAX_SEED = (1 << 32) - 1  # of NumPy
 
 
 class TrainingError(MoteError):
@@ -71,8 +72,9 @@ class FitSettings:
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "epochs", "max_grad_norm"):
             self._check(name, math.isfinite(getattr(self, name)) and getattr(self, name) > 0, "a positive number")
-        for name in ("weight_decay", "workers", "seed"):
-            self._check(name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "at least 0")
+        self._check("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "at least 0")
+        self._check("workers", self.workers >= 0, "at least 0")
+        self._check("seed", 0 <= self.seed <= MAX_SEED, f"0 to {MAX_SEED}")
         self._check("warmup_ratio", 0 <= self.warmup_ratio <= 1, "0 to 1")
         self._check("adam_beta2", 0 <= self.adam_beta2 < 1, "at least 0 and less than 1")
         coefficient = self.aux_loss_coef

@@ -25,7 +25,8 @@ def set_trainable(model: nn.Module, stage: Stage, *, train_vision_tower: bool = 
     """Freeze and unfreeze the parameters of a LLaVA-style model for one stage.
 
     Args:
-        model: a `LlavaForConditionalGeneration`, for stage "mote" one whose decoder has `MoteLayer`s.
+        model: a `LlavaForConditionalGeneration`, or a causal language model, which has no connector; for stage "mote" one whose
+            decoder has `MoteLayer`s.
         stage: "connector", "instruction" or "mote".
         train_vision_tower: in stage "instruction", train the vision tower too.
 
