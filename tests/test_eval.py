@@ -52,6 +52,8 @@ IMAGES = DEMO_MODEL.parent / "images"
         ("contains", "A category", ["cat"], 0.0),
         ("contains", "the top-left corner", ["Top left"], 1.0),
         ("contains", "", ["cat"], 0.0),
+        ("contains", "1 + 2", ["+"], 1.0),
+        ("contains", "1 - 2", ["+"], 0.0),
         ("vqa", "yes", ["yes"], 1.0),
         ("vqa", "yes", ["no"] * 10, 0.0),
         ("vqa", "yes", ["Yes."] * 4 + ["no"] * 6, 1.0),
@@ -195,6 +197,10 @@ def turns(*pairs: tuple[Any, Any]) -> dict[str, Any]:
         ([{"question": "q", "answer": "a", "image": "a/../../b.png"}], "within the image folder"),
         ([{"question": "q", "answer": "a", "image": ["a.png"]}], "field 'image' is"),
         ([{"questions": [1]}], "entry 0: question 0 is 1"),
+        ([{"question": "q\ud83d", "answer": "a"}], "field 'question' is 'q\\ud83d'; expected valid Unicode"),
+        ([{"question": "q", "answer": "\ud83d"}], "field 'answer'"),
+        ([{"question": "q", "answer": "a", "task": "\ud83d"}], "field 'task'"),
+        ([{"question": "q", "answer": "a", "image": "a\\..\\b.png"}], "within the image folder"),
         ([turns(("human", "q"))], "an even number of turns"),
         ([turns(("gpt", "q"), ("human", "a"))], "turn 0: field 'from' is 'gpt'; expected 'human' or 'user'"),
         ([turns(("human", "q"), ("gpt", None))], "turn 1: field 'value' is None"),
@@ -273,6 +279,7 @@ def dense_checkpoint() -> DenseCheckpoint:
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_torch_answers_are_greedy(make: Callable[[], Checkpoint | DenseCheckpoint], batch_size: int) -> None:
     checkpoint, questions = make(), tiny_questions()
+    checkpoint.model.generation_config.repetition_penalty = 9.0  # which no export knows
     answers = TorchModel(checkpoint, max_new_tokens=5, batch_size=batch_size).answers(questions)
     assert answers == one_by_one(checkpoint, questions, 5)
     assert len(set(answers)) > 1
@@ -370,6 +377,8 @@ def test_what_cannot_be_evaluated_is_a_sentence(
     empty = tmp_path / "empty"
     empty.mkdir()
     bad = write(tmp_path / "bad.jsonl", "{}\n")
+    long = write(tmp_path / "long.jsonl", json.dumps({"question": "how " * 999, "answer": "so"}))
+    others = write(tmp_path / "others.jsonl", '{"question": "q", "prediction": "p"}')
     here, data = str(demo_export), str(QUESTIONS)
     for arguments, sentence in (
         ([str(DEMO_MODEL), data, "--runtime", "executorch"], "is no export, so --runtime executorch cannot run it"),
@@ -379,6 +388,8 @@ def test_what_cannot_be_evaluated_is_a_sentence(
         ([here, str(tmp_path / "absent.json")], "does not exist"),
         ([here, data, "--against", str(bad)], "line 1: field 'question' is missing"),
         ([here, data, "--against", str(tmp_path / "absent.jsonl")], "does not exist"),
+        ([here, data, "--against", str(others)], "of other questions"),
+        ([here, str(long)], "tokens long; the model's context holds"),
         ([here, data, "--predictions", str(empty)], "cannot be written"),
         ([here, data, "--predictions", str(tmp_path / "absent" / "file")], "cannot be written"),
     ):

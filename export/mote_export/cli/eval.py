@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from mote_export import __version__
-from mote_export.cli.export import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, positive, silence_libraries
+from mote_export.cli.export import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, positive, sentence, silence_libraries
 from mote_export.evaluation import (
     METRICS,
     AnswerFunction,
@@ -23,6 +24,7 @@ from mote_export.evaluation import (
     Evaluation,
     QuestionSet,
     Score,
+    check_comparable,
     compare,
     evaluate,
     read_predictions,
@@ -52,7 +54,7 @@ what did the export change?
 DATA is a JSON list or JSON lines of {"image", "question", "answer", "task"}, or LLaVA's conversations (docs/evaluation.md).
 An answer is right if it is one of those accepted, without regard to case, blanks around it and a full stop at its end.
 The figures go to stdout, everything else to stderr.
-exit codes: 0 evaluated, 1 failed (nothing was written), 2 wrong usage, 130 interrupted
+exit codes: 0 evaluated, 1 failed (--predictions is whole or not there), 2 wrong usage, 130 interrupted
 """
 
 
@@ -85,15 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_FAILURE  # whoever read the figures has left
-    except (MoteError, OSError) as error:
-        if arguments.verbose:
-            raise
-        print(f"mote-eval: {_sentence(error)}", file=sys.stderr)
     except Exception as error:
         if arguments.verbose:
             raise
-        print(f"mote-eval: internal error: {type(error).__name__}: {error} (-v shows where).", file=sys.stderr)
-    return EXIT_FAILURE
+        print(f"mote-eval: {sentence(error, left='')}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -161,27 +159,43 @@ def _run(arguments: argparse.Namespace, stdout: TextIO) -> None:
     questions = read_questions(
         arguments.data, arguments.image_folder, limit=arguments.limit, strict=arguments.strict, progress=progress
     )
+    if earlier is not None:
+        check_comparable(questions.questions, earlier)
     if questions.skipped:
         print(f"mote-eval: {_describe_skipped(questions)}", file=sys.stderr)
     with _open_model(arguments) as answerer:
         start = time.monotonic()
         evaluation = evaluate(answerer.answers, questions.questions, arguments.metric)
         seconds = time.monotonic() - start
-    comparison = None if earlier is None else compare(evaluation, earlier)
-    if arguments.predictions is not None:
-        write_predictions(arguments.predictions, evaluation)
+    try:
+        if arguments.predictions is not None:
+            write_predictions(arguments.predictions, evaluation)
+    finally:  # figures of long work are not lost where the file is
+        comparison = None if earlier is None else compare(evaluation, earlier)
+        _show(arguments, answerer, evaluation, comparison, questions.skipped, seconds, stdout)
+
+
+def _show(
+    arguments: argparse.Namespace,
+    answerer: _Answerer,
+    evaluation: Evaluation,
+    comparison: Comparison | None,
+    skipped: int,
+    seconds: float,
+    stdout: TextIO,
+) -> None:
     if arguments.json:
         document = {
             "model": answerer.model,
             "runtime": answerer.runtime,
-            "skipped": questions.skipped,
+            "skipped": skipped,
             "seconds": round(seconds, 3),
             **evaluation.to_json(),
             **({} if comparison is None else {"against": comparison.to_json()}),
         }
         stdout.write(json.dumps(document, indent=2) + "\n")
     else:
-        _print(evaluation, answerer, questions.skipped, stdout)
+        _print(evaluation, answerer, skipped, stdout)
         if comparison is not None:
             _print_comparison(comparison, arguments.against, stdout)
     stdout.flush()
@@ -189,8 +203,11 @@ def _run(arguments: argparse.Namespace, stdout: TextIO) -> None:
 
 def _check_writable(path: Path | None) -> None:
     """Before the long work."""
-    if path is not None and (path.is_dir() or not path.resolve().parent.is_dir()):
-        raise MoteError(f"--predictions {path} cannot be written: expected a file in a folder that exists")
+    if path is None:
+        return
+    folder = path.resolve().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise MoteError(f"--predictions {path} cannot be written: expected a file in a folder that exists and is yours")
 
 
 def _describe_skipped(questions: QuestionSet) -> str:
@@ -256,12 +273,6 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}."
-    return str(error)
 
 
 def _print(evaluation: Evaluation, answerer: _Answerer, skipped: int, stdout: TextIO) -> None:

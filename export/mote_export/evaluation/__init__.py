@@ -8,7 +8,7 @@ Nothing here imports torch but `torch_model`, so that an export is evaluated whe
 ...     print(evaluate(model.answers, read_questions("questions.json").questions).overall.mean)
 """
 
-from mote_export.evaluation.compare import Comparison, compare
+from mote_export.evaluation.compare import Comparison, check_comparable, compare
 from mote_export.evaluation.predictions import read_predictions, write_predictions
 from mote_export.evaluation.questions import QuestionSet, read_questions
 from mote_export.evaluation.results import AnswerFunction, Evaluation, Question, Score, evaluate
@@ -22,6 +22,7 @@ __all__ = [
     "Question",
     "QuestionSet",
     "Score",
+    "check_comparable",
     "compare",
     "evaluate",
     "normalise",

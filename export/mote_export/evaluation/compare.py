@@ -1,10 +1,10 @@
 """Two models on the same questions: how the accuracy differs, and how many answers flipped."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mote_export.evaluation.predictions import Key, key_of
-from mote_export.evaluation.results import Evaluation, Score
+from mote_export.evaluation.results import Evaluation, Question, Score
 from mote_export.evaluation.scoring import normalise, score, sign_test
 from mote_runtime.errors import MoteError
 
@@ -64,6 +64,12 @@ class Comparison:
         }
 
 
+def check_comparable(questions: Sequence[Question], predictions: Mapping[Key, str]) -> None:
+    """Raises MoteError where `compare` would, before anything is asked."""
+    if predictions.keys().isdisjoint(key_of(questions)):
+        raise MoteError("the predictions to compare with are of other questions; expected some of the same")
+
+
 def compare(evaluation: Evaluation, predictions: Mapping[Key, str]) -> Comparison:
     """The evaluation against earlier predictions, which are scored anew by the evaluation's metric and right answers.
 
@@ -74,6 +80,7 @@ def compare(evaluation: Evaluation, predictions: Mapping[Key, str]) -> Compariso
     Raises:
         MoteError: they have no question in common.
     """
+    check_comparable(evaluation.questions, predictions)
     pairs: dict[str, list[_Pair]] = {}
     unmatched = 0
     rows = zip(evaluation.questions, key_of(evaluation.questions), evaluation.answers, evaluation.scores, strict=True)
@@ -85,8 +92,6 @@ def compare(evaluation: Evaluation, predictions: Mapping[Key, str]) -> Compariso
         before = score(evaluation.metric, earlier, question.answers)
         changed = normalise(earlier) != normalise(answer)
         pairs.setdefault(question.task, []).append(_Pair(before, after, changed))
-    if not pairs:
-        raise MoteError("the predictions to compare with are of other questions; expected some of the same")
     everything = [pair for each in pairs.values() for pair in each]
     return Comparison(_difference(everything), {task: _difference(each) for task, each in pairs.items()}, unmatched)
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 
 
 def equal_rows(keys: Sequence[Hashable], batch_size: int) -> Iterator[list[int]]:
@@ -42,11 +42,15 @@ def greedy_ids(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         **({} if pixel_values is None else {"pixel_values": pixel_values}),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=list(eos_token_ids),
-        pad_token_id=eos_token_ids[0],  # what follows an end token is cut off here
-        suppress_tokens=None if suppress_tokens is None else list(suppress_tokens),
+        # All of it: a model may come with a penalty for repetition, which an export does not know.
+        generation_config=GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(eos_token_ids),
+            pad_token_id=eos_token_ids[0],  # what follows an end token is cut off here
+            suppress_tokens=None if suppress_tokens is None else list(suppress_tokens),
+        ),
+        use_model_defaults=False,
     )
     answers = []
     for tokens in generated[:, input_ids.shape[1] :].tolist():

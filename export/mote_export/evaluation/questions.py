@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mote_export.evaluation.results import NO_TASK, Question
+from mote_export.llava import ANSWERING, ASKING, MARKER, is_picture_path, is_unicode
 from mote_runtime.errors import ImageError, MoteError
 from mote_runtime.preprocess import load_image
 from mote_runtime.profile.strict import Fields, parse_json, read_json, shown
@@ -15,7 +16,6 @@ MAX_ENTRIES = 10_000_000
 MAX_ANSWERS = 1000  # accepted for one question; VQA has 10
 MAX_TEXT = 1 << 20  # characters of a question or an answer
 _LINES = (".jsonl", ".ndjson")
-_PLACE_OF_IMAGE = "<image>"  # LLaVA's, in the text of a turn; here pictures come before it
 
 Progress = Callable[[Iterable[Question]], Iterable[Question]]
 
@@ -138,9 +138,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _question(fields: Fields, image_name: str | None, task: str | None = None) -> Question:
     """{"question", "answer", "task" or "kind"}; `task` is the one of what it stands in."""
-    own = fields.optional_text("task") or fields.optional_text("kind")
+    own = _task(fields, "task") or _task(fields, "kind")
     return Question(
-        text=fields.text("question", MAX_TEXT),
+        text=_text(fields, "question"),
         answers=_answers(fields),
         task=own or task or NO_TASK,
         image_name=image_name,
@@ -150,22 +150,35 @@ def _question(fields: Fields, image_name: str | None, task: str | None = None) -
 def _answers(fields: Fields) -> tuple[str, ...]:
     value = fields.value("answer")
     listed = value if isinstance(value, list) else [value]
-    good = 1 <= len(listed) <= MAX_ANSWERS and all(isinstance(each, str) and len(each) <= MAX_TEXT for each in listed)
+    good = 1 <= len(listed) <= MAX_ANSWERS and all(
+        isinstance(each, str) and len(each) <= MAX_TEXT and is_unicode(each) for each in listed
+    )
     if not good:
         raise fields.refuse("answer", f"a string or a list of 1 to {MAX_ANSWERS} strings")
     return tuple(listed)
 
 
+def _text(fields: Fields, key: str) -> str:
+    text = fields.text(key, MAX_TEXT)
+    if not is_unicode(text):
+        raise fields.refuse(key, "valid Unicode, without half of a character")
+    return text
+
+
+def _task(fields: Fields, key: str = "task") -> str | None:
+    return _text(fields, key) if fields.optional_text(key) else None
+
+
 def _picture_with_questions(fields: Fields) -> Iterator[Question]:
     """{"image", "questions": [...]}: several about one picture."""
-    image_name, task = _image_name(fields), fields.optional_text("task")
+    image_name, task = _image_name(fields), _task(fields)
     for index, entry in enumerate(fields.rows("questions", MAX_ENTRIES)):
         yield _question(Fields(entry, f"{fields.name}: question {index}"), image_name, task)
 
 
 def _conversation(fields: Fields) -> Iterator[Question]:
     """LLaVA's {"image", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}, ...]}, each pair by itself."""
-    image_name, task = _image_name(fields), fields.optional_text("task") or NO_TASK
+    image_name, task = _image_name(fields), _task(fields) or NO_TASK
     turns = [
         Fields(entry, f"{fields.name}: turn {index}")
         for index, entry in enumerate(fields.rows("conversations", MAX_ENTRIES))
@@ -173,18 +186,14 @@ def _conversation(fields: Fields) -> Iterator[Question]:
     if len(turns) % 2:
         raise fields.refuse("conversations", "an even number of turns, of human and gpt in turns")
     for asked, replied in zip(turns[::2], turns[1::2], strict=True):
-        asked.choice("from", ("human", "user"))
-        replied.choice("from", ("gpt", "assistant"))
-        text = asked.text("value", MAX_TEXT).replace(_PLACE_OF_IMAGE, "").strip()
-        yield Question(text, (replied.text("value", MAX_TEXT),), task, image_name=image_name)
+        asked.choice("from", ASKING)
+        replied.choice("from", ANSWERING)
+        text = _text(asked, "value").replace(MARKER, "").strip()  # pictures come before it
+        yield Question(text, (_text(replied, "value"),), task, image_name=image_name)
 
 
 def _image_name(fields: Fields) -> str | None:
-    """A path within the image folder: a file from elsewhere has no business to name another one."""
     name = fields.optional_text("image")
-    if name is None:
-        return None
-    path = PurePosixPath(name)
-    if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
+    if name is not None and not is_picture_path(name):
         raise fields.refuse("image", "a path of a picture within the image folder")
     return name

@@ -7,6 +7,7 @@ from typing import Self
 
 from tqdm import tqdm
 
+from mote_export.evaluation.prompts import encode_prompts
 from mote_export.evaluation.results import Question
 from mote_runtime.pipeline import DEFAULT_MAX_NEW_TOKENS, Pipeline, load
 
@@ -44,7 +45,8 @@ class RuntimeModel:
         self.pipeline.close()
 
     def answers(self, questions: Sequence[Question]) -> list[str]:
-        """A greedy answer to each question. Raises MoteError, as `Pipeline.answer` does."""
+        """A greedy answer to each question. Raises MoteError, as `Pipeline.answer` does, of a prompt before anything is asked."""
+        encode_prompts(self.pipeline.tokenizer, self.pipeline.manifest.model, questions)
         # None for `disable` asks whether stderr is a terminal.
         shown = tqdm(questions, desc="questions", unit="question", disable=None if self._progress else True)
         return [self.pipeline.answer(each.image, each.text, self._max_new_tokens).text for each in shown]

@@ -37,7 +37,14 @@ def _exact(answer: str, accepted: Sequence[str]) -> float:
 
 def _contains(answer: str, accepted: Sequence[str]) -> float:
     words = f" {_without_marks(answer)} "
-    return float(any(f" {_without_marks(each)} " in words for each in accepted))
+
+    def stands(each: str) -> bool:
+        bare = _without_marks(each)
+        if not bare and each:  # a sign such as "+"
+            return each in answer
+        return f" {bare} " in words
+
+    return float(any(map(stands, accepted)))
 
 
 def _without_marks(text: str) -> str:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from mote_export.checkpoint import Checkpoint, DenseCheckpoint, load_any
 from mote_export.evaluation.dense import as_described
 from mote_export.evaluation.generation import equal_rows, greedy_ids
+from mote_export.evaluation.prompts import encode_prompts
 from mote_export.evaluation.results import Question
 from mote_export.manifest import image_spec, model_spec
 from mote_export.tokens import prompt_spec
@@ -87,13 +88,7 @@ class TorchModel:
             MoteError: a question that is longer than the context; ImageError for a picture that cannot be read, or one for a
                 model that takes none.
         """
-        prompts = [self._tokenizer.encode_prompt(each.text, int(each.image is not None)) for each in questions]
-        for question, prompt in zip(questions, prompts, strict=True):
-            if len(prompt) > self._spec.context_length:
-                raise MoteError(
-                    f"the question {question.text[:40]!r} is {len(prompt)} tokens long; the model's context holds "
-                    f"{self._spec.context_length}"
-                )
+        prompts = encode_prompts(self._tokenizer, self._spec, questions)
         keys = [(len(prompt), each.image is None) for prompt, each in zip(prompts, questions, strict=True)]
         texts = [""] * len(questions)
         # None for `disable` asks whether stderr is a terminal.
