@@ -158,7 +158,7 @@ def test_other_ways_of_computing_give_the_same_loss(case: str) -> None:
     if case == "checkpointing":
         # What the backward pass computed again is let go of.
         assert all(layer.probability_sum is not None for layer in model.mote_layers())
-        assert not any(layer.probability_sum.requires_grad for layer in model.mote_layers())  # type: ignore[union-attr]
+        assert not any(layer.probability_sum.requires_grad for layer in model.mote_layers())
         torch.testing.assert_close(
             {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, gradients
         )
