@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.method import ROOT, models, storage
+from benchmarks.method import ROOT, models, report, storage
 from benchmarks.method.data import Encoder, QuestionCollator, Scenes, make_tokenizer
 from benchmarks.method.evaluation import accuracy, held_out_questions
 from benchmarks.method.tasks import BASE_SHARES, BOOKS, TABLES, TASKS
@@ -109,6 +109,17 @@ def test_every_row_is_stored_from_its_variant_which_stays_as_it_is(tokenizer):
     assert sizes["moe-llava-bf16"] > sizes["mote-bf16"] > sizes["mote-int8"] > sizes["mote-int4"] > sizes["dense-int4"]
     assert sizes["mote-int4"] == pytest.approx(sizes["moe-llava-int3"], rel=0.08)
     assert sizes["mote-int4"] == pytest.approx(sizes["moe-llava-3-int4"], rel=0.08)
+
+
+def test_the_page_of_results_has_the_table_of_the_last_run(tmp_path: Path):
+    results = ROOT / "benchmarks" / "results"
+    report.render(json.loads((results / "method.json").read_text()), tmp_path)
+    made = (tmp_path / "method.md").read_text()
+    assert made == (results / "method.md").read_text()
+    page = (ROOT / "docs" / "results.md").read_text().splitlines()
+    rows = [line for line in made.splitlines() if line.startswith("|")]
+    assert len(rows) > len(ROWS)
+    assert [row for row in rows if row not in page] == []
 
 
 @pytest.mark.long

@@ -118,6 +118,16 @@ def commit() -> str:
     )
 
 
+def note_run(folder: runs.Folder, code: str, minutes: float) -> list[dict[str, Any]]:
+    """Every call that the results took, this one the last."""
+    path = folder.root / "runs.json"
+    noted: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    noted.append({"commit": code, "date": datetime.now(UTC).strftime("%Y-%m-%d"), "minutes": minutes})
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(noted, indent=1) + "\n")
+    return noted
+
+
 def main() -> int:
     arguments = parse()
     raw = arguments.output / RAW
@@ -132,9 +142,7 @@ def main() -> int:
         run(folder, recipe, only, arguments.jobs)
         arguments.output.mkdir(parents=True, exist_ok=True)
         content = {
-            "commit": code,
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "minutes": round((time.monotonic() - began) / 60, 1),
+            "runs": note_run(folder, code, round((time.monotonic() - began) / 60, 1)),
             "recipe": recipe.to_dict(),
             **report.collect(folder, recipe, only),
         }

@@ -98,8 +98,9 @@ def _document(content: dict[str, Any]) -> Iterator[str]:
     seeds = ", ".join(map(str, recipe["seeds"]))
     yield "# The method: table of one run"
     yield ""
+    done = "; ".join(f"commit {run['commit']}, {run['date']}, {run['minutes']} minutes" for run in content["runs"])
     yield (
-        f"Commit {content['commit']}, {content['date']}, `make experiment`, seeds {seeds}; stage III {recipe['moe']} steps; "
+        f"`make experiment` ({done}; + is a working tree with changes), seeds {seeds}; stage III {recipe['moe']} steps; "
         f"{recipe['questions']} held-out questions of each task. Made by `python -m benchmarks.method`; do not edit."
     )
     yield ""
@@ -110,9 +111,10 @@ def _document(content: dict[str, Any]) -> Iterator[str]:
     for row in (row for row in ROWS if row.name in rows):
         entry = rows[row.name]
         mean, deviation = mean_and_deviation(entry)
+        spread = f" ± {deviation:.1f}" if len(entry["accuracy"]) > 1 else ""
         tasks = " | ".join(f"{mean_and_deviation(entry, task)[0]:.1f}" for task in TASKS)
         yield (
-            f"| {row.title} | {entry['bytes'] / KIB:.1f} | {entry['quantizer'] or ''} | {mean:.1f} ± {deviation:.1f} | {tasks} |"
+            f"| {row.title} | {entry['bytes'] / KIB:.1f} | {entry['quantizer'] or ''} | {mean:.1f}{spread} | {tasks} |"
         )
     yield ""
     yield from _other_quantizers(rows)
@@ -137,6 +139,8 @@ def _exports(exports: dict[str, Any], rows: dict[str, Any]) -> Iterator[str]:
     if not exports:
         return
     yield "## Models of the first seed, exported"
+    yield ""
+    yield "By `mote-export`, round-to-nearest; asked the first questions of each task, one after another."
     yield ""
     yield "| | KiB of experts in the export | in the table above | right in ONNX Runtime | in ExecuTorch | same answers |"
     yield "|---|---:|---:|---:|---:|---:|"
@@ -197,8 +201,19 @@ def _plot(content: dict[str, Any], path: Path) -> None:
         color = COLORS[of_variant[0].family]
         axes.errorbar(x, y, yerr=deviation, marker="o", color=color, capsize=3, linewidth=1)
         for row, (size, mean, _) in zip(of_variant, points, strict=True):
-            axes.annotate(row.title, (size, mean), textcoords="offset points", xytext=(5, 5), fontsize=7, color=color)
+            axes.annotate(
+                row.title.split(", ", 1)[1],
+                (size, mean),
+                textcoords="offset points",
+                xytext=(5, 5),
+                fontsize=7,
+                color=color,
+            )
+    for family, color in COLORS.items():
+        axes.plot([], [], marker="o", color=color, label=family)
+    axes.legend(loc="lower right")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set_xlabel("memory of the feed-forward layers, KiB")
     axes.set_ylabel("right answers, mean over tasks, %")
     axes.set_title("Accuracy over expert memory: mean and deviation over the seeds", loc="left", fontsize=10)
