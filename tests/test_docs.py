@@ -37,6 +37,7 @@ def test_the_site_builds_without_a_warning(environment: dict[str, str], tmp_path
     assert (tmp_path / "site" / "repository" / "examples" / "digits_vqa" / "index.html").is_file()
 
 
+@pytest.mark.long
 def test_the_notebook_gives_what_it_shows(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PATH", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, environment[name])

@@ -367,6 +367,7 @@ def export_tiny(checkpoint: Checkpoint, folder: Path, **options: str | int) -> l
     return export(checkpoint, folder / "out", ("onnx", "executorch"), pack=PackOptions(**options))
 
 
+@pytest.mark.long
 def test_exports_have_torchs_answers(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(layers=1, intermediate_size=32)
     options = {"linear": "int4", "embedding": "int4", "linear_group_size": 32, "quantizer": "hqq"}
