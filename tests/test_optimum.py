@@ -75,6 +75,7 @@ def processor(demo_export: Path) -> Any:
     return AutoProcessor.from_pretrained(demo_export / "onnx")
 
 
+@pytest.mark.long
 def test_the_command_writes_what_mote_export_writes(tiny_folder: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [Path(sys.executable).parent / "optimum-cli", "export", "onnx", "--model", tiny_folder, tmp_path / "theirs"],
