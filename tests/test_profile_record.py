@@ -173,9 +173,10 @@ def test_memory_is_sampled_and_grows_with_what_is_allocated() -> None:
     before = resident_bytes()
     with MemorySampler() as sampler:
         # New pages for sure: the heap of a process that has run other tests may have as much to give again.
-        with mmap.mmap(-1, 64 << 20) as block:
-            np.frombuffer(block, np.uint8)[:] = 1
-            sampler.mark()
+        block = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        block.write(b"1" * len(block))
+        sampler.mark()
+        block.close()
     memory = sampler.memory()
     assert memory.peak_anonymous_bytes >= before[0] + (56 << 20)
     times = [sample[0] for sample in memory.samples]
