@@ -31,7 +31,7 @@ from .models import PlaceClassifier, load_weights, make_dense, make_variant, sav
 from .recipe import BATCH, PICTURES, Recipe, settings
 from .storage import stored
 from .tasks import BASE_SHARES, TASKS
-from .variants import ROWS, VARIANT
+from .variants import ROWS, VARIANT, Row
 
 BASE_SEED = 0
 _DATA_SEEDS = {"base": 10_000, "dense": 20_000, "moe": 30_000}
@@ -152,7 +152,7 @@ def train_variant(folder: Folder, recipe: Recipe, seed: int, name: str) -> None:
             "log": log,
             "start": start,
             "rows": {
-                row.name: row_result(model, row.name, folder, recipe, tokenizer) for row in ROWS if row.variant == name
+                row.name: row_result(model, row, folder, recipe, tokenizer) for row in ROWS if row.variant == name
             },
         },
     )
@@ -168,7 +168,7 @@ def save(model: LlavaForConditionalGeneration, target: Path, tokenizer: Qwen2Tok
 
 
 def row_result(
-    model: LlavaForConditionalGeneration, row: str, folder: Folder, recipe: Recipe, tokenizer: Qwen2TokenizerFast
+    model: LlavaForConditionalGeneration, row: Row, folder: Folder, recipe: Recipe, tokenizer: Qwen2TokenizerFast
 ) -> list[dict[str, Any]]:
     """Bytes and accuracy of a row, once for every quantizer that applies."""
     return [
@@ -177,7 +177,7 @@ def row_result(
             "bytes": each.expert_bytes,
             "accuracy": evaluate(each.model, folder, recipe, tokenizer),
         }
-        for each in stored(model, next(each for each in ROWS if each.name == row))
+        for each in stored(model, row)
     ]
 
 
