@@ -241,6 +241,22 @@ def test_bitnet_layers_that_cannot_be_packed_say_why(make: Callable[[], nn.Modul
         rewritten(make(), pack_ternary_linear())
 
 
+@pytest.mark.usefixtures("eager")
+def test_weights_that_are_nearly_ternary_are_rounded_if_asked_for() -> None:
+    layer = not_ternary().eval()
+    packed = rewritten(layer, pack_ternary_linear(ternarize=True))
+    assert isinstance(packed, PackedTernaryLinear)
+    assert 0.001 < packed.error < 0.03
+    layer.weight.data = torch.where(
+        layer.weight.abs() > 0.3, layer.weight.sign() * packed.scale / layer.weight_scale, 0.0
+    )
+    x = torch.randn(3, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), layer(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(PassError, match="their two bits are 11"):
+        rewritten(damaged_code(), pack_ternary_linear(ternarize=True))
+
+
 def test_an_offline_layer_of_zeros_gives_zeros() -> None:
     layer = offline()
     layer.weight.data.zero_()

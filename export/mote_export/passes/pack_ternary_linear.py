@@ -14,22 +14,29 @@ from transformers.integrations.bitnet import VALUES_PER_ITEM, AutoBitLinear, Bit
 
 from mote_export import ops  # noqa: F401  registers torch.ops.mote
 from mote_export.defaults import DEFAULT_PACKING
-from mote_export.model.quantizers import ternarize
+from mote_export.model import quantizers
 from mote_export.packing import LAYOUT_VERSION, MAX_WIDTH, PACKINGS
+from mote_export.packing.ternary import TernaryWeight, as_ternary
 from mote_export.passes.base import ModulePass
+from mote_runtime.errors import MoteError
+
+DAMAGED_CODE = 3  # two bits hold 0, 1 and 2, for -1, 0 and 1
 
 
 class PackedTernaryLinear(nn.Module):
     """One ternary linear layer as one operator; buffers and attributes as in docs/operator.md.
 
     forward: x float32 [..., K] to [..., N], after `norm` where there is one.
+
+    `error` is what rounding to ternary weights changed, as in `TernaryWeight`: 0 unless that was asked for.
     """
 
     packed: Tensor
     scale: Tensor
 
-    def __init__(self, codes: Tensor, scale: Tensor, packing: str, norm: nn.Module | None) -> None:
+    def __init__(self, weight: TernaryWeight, packing: str, norm: nn.Module | None) -> None:
         super().__init__()
+        codes, scale, self.error = weight
         self.norm = norm
         self.out_features, self.in_features = codes.shape
         self.attributes: dict[str, Any] = {
@@ -47,51 +54,61 @@ class PackedTernaryLinear(nn.Module):
         return y
 
 
-def ternary_weight(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Codes [N, K], which may be other than -1, 0, 1 where the layer cannot be packed, and scale [1] of a BitNet layer.
+def ternary_weight(module: nn.Module, force: bool = False) -> TernaryWeight:
+    """Codes [N, K] and scale [1] of a BitNet layer, which computes (codes @ q) * d * scale for activations q and their step d.
 
-    The layer computes (codes @ q) * d * scale for activations q and their step d.
+    Args:
+        module: an `AutoBitLinear` or a `BitLinear`.
+        force: round weights of a layer without online quantization that are not ternary.
+
+    Raises:
+        MoteError: the weights are not ternary, or damaged.
     """
     if isinstance(module, BitLinear):
         shifts = 2 * torch.arange(VALUES_PER_ITEM, dtype=torch.uint8)
         codes = (module.weight[None] >> shifts[:, None, None]) & 3  # quarters of the rows lie above each other
-        return codes.flatten(0, 1).to(torch.int8) - 1, 1.0 / module.weight_scale.float()
+        damaged = int((codes == DAMAGED_CODE).sum())
+        if damaged:
+            raise MoteError(f"{damaged} of its {codes.numel()} weights are not -1, 0 or 1: their two bits are 11")
+        return TernaryWeight(codes.flatten(0, 1).to(torch.int8) - 1, 1.0 / module.weight_scale.float(), 0.0)
     assert isinstance(module, AutoBitLinear)
-    weight = module.weight.detach().float()
+    weight = module.weight.detach()
     if module.online_quant:
-        codes, scale = ternarize(weight)
-        return codes, scale.reshape(1)
-    unit = weight.abs().amax()
-    codes = weight if unit == 0 else weight / unit
-    return codes, (unit * module.weight_scale.float()).reshape(1)
+        codes, scale = quantizers.ternarize(weight)
+        return TernaryWeight(codes.to(torch.int8), scale.reshape(1), 0.0)
+    codes, unit, error = as_ternary(weight, force)
+    return TernaryWeight(codes, (unit * module.weight_scale.float()).reshape(1), error)
 
 
-def _check(module: nn.Module) -> str | None:
+def _check(module: nn.Module, force: bool) -> str | None:
     if module.bias is not None:
         return "it has a bias, which the operator has not"
-    codes, scale = ternary_weight(module)
-    if max(codes.shape) > MAX_WIDTH:
-        return f"it has {max(codes.shape)} rows or columns, at most {MAX_WIDTH} can be packed"
-    is_ternary = (codes == 0) | (codes.abs() == 1)
-    if not is_ternary.all():
-        return (
-            f"{int((~is_ternary).sum())} of its {codes.numel()} weights are not -1, 0 or 1 times one number, as those "
-            "of a layer without online quantization must be"
-        )
+    widest = max(module.in_features, module.out_features)
+    if widest > MAX_WIDTH:
+        return f"it has {widest} rows or columns, at most {MAX_WIDTH} can be packed"
+    try:
+        scale = ternary_weight(module, force).scale
+    except MoteError as error:
+        return str(error)
     if not (bool(torch.isfinite(scale).all()) and float(scale) >= 0):
         return f"its scale is {float(scale)}, expected a finite number of at least 0"
     return None
 
 
-def pack_ternary_linear(packing: str = DEFAULT_PACKING) -> ModulePass:
-    """The pass for weights stored in `packing`, a key of `PACKINGS`."""
+def pack_ternary_linear(packing: str = DEFAULT_PACKING, *, ternarize: bool = False) -> ModulePass:
+    """The pass for weights stored in `packing`, a key of `PACKINGS`.
+
+    Args:
+        ternarize: round weights that should be ternary and are not, instead of refusing the layer; `PackedTernaryLinear.error` says
+            what that changed.
+    """
 
     def rewrite(module: nn.Module) -> nn.Module:
-        return PackedTernaryLinear(*ternary_weight(module), packing, module.rms_norm)  # type: ignore[arg-type]
+        return PackedTernaryLinear(ternary_weight(module, ternarize), packing, module.rms_norm)  # type: ignore[arg-type]
 
     return ModulePass(
         name="pack-ternary-linear",
         pattern=lambda module: isinstance(module, AutoBitLinear | BitLinear),
-        check=_check,
+        check=lambda module: _check(module, ternarize),
         rewrite=rewrite,
     )
