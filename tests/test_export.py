@@ -12,7 +12,6 @@ import torch
 from tiny import tiny_checkpoint
 from transformers.integrations.bitnet import AutoBitLinear
 
-from mote_export import exporter
 from mote_export.checkpoint import load_checkpoint, save_model_pt
 from mote_export.cli.export import main
 from mote_export.defaults import DEFAULT_RTOL
@@ -254,7 +253,7 @@ def test_variants_verify_on_both_targets(variant: dict[str, Any], tmp_path: Path
 
 
 @pytest.mark.long
-def test_a_decoder_with_bitnet_layers_verifies_on_both_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_with_bitnet_layers_verifies_on_both_targets(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(layers=1)
     attention = checkpoint.model.get_decoder().layers[0].self_attn
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
@@ -263,9 +262,7 @@ def test_a_decoder_with_bitnet_layers_verifies_on_both_targets(tmp_path: Path, m
             linear.in_features, linear.out_features, bias=False, online_quant=True, use_rms_norm=name == "o_proj"
         )
         attention.set_submodule(name, ternary.eval())
-    # No checkpoint format holds such a model yet.
-    monkeypatch.setattr(exporter, "load_checkpoint", lambda source: checkpoint)
-    results = export(tmp_path, tmp_path / "out", ["onnx", "executorch"], pack=OPTIONS["int4"])
+    results = export(checkpoint, tmp_path / "out", ["onnx", "executorch"], pack=OPTIONS["int4"])
     assert [result.verification is not None for result in results] == [True, True]
     nodes = onnx.load(tmp_path / "out" / "onnx" / "model.onnx", load_external_data=False).graph.node
     assert sum(node.op_type == "TernaryMatMul" for node in nodes) == 4

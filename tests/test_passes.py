@@ -30,6 +30,7 @@ from mote_export.passes.cached_sdpa import SideBySide, cached_sdpa
 from mote_export.passes.onnx_ternary_matmul import ONNX_TERNARY_MATMUL
 from mote_export.passes.onnx_ternary_moe import ONNX_TERNARY_MOE
 from mote_export.targets.onnx.external_data import save_with_external_data
+from mote_runtime.errors import MoteError
 
 OPTIONS = [
     PackOptions(packing, shared, group)
@@ -137,7 +138,7 @@ def test_a_shared_expert_of_other_layers_is_refused_inside_and_kept_outside() ->
 def test_a_shared_expert_that_is_not_finite_is_refused() -> None:
     layer = mote_layer()
     layer.shared_expert.up_proj.weight.data[3, 4] = torch.inf
-    with pytest.raises(PassError, match="contain NaN or infinity"):
+    with pytest.raises(MoteError, match="contains NaN or infinity"):
         rewritten(layer, pack_ternary_experts())
 
 

@@ -1,6 +1,5 @@
 """The whole of an export in one function: load, rewrite, export, lower, verify, describe, and only then put in place."""
 
-import copy
 import importlib.util
 import tempfile
 from collections.abc import Sequence
@@ -11,9 +10,10 @@ import torch
 from tqdm import tqdm
 
 from mote_export.atomic import atomic_folder, check_output
-from mote_export.checkpoint import Checkpoint, load_checkpoint
+from mote_export.checkpoint import Checkpoint, open_path
 from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_FULL_EXPERTS, DEFAULT_OPSET, DEFAULT_RTOL
 from mote_export.manifest import Source, add_verification, check_manifest, num_image_tokens, write_manifest
+from mote_export.model import MoteModel
 from mote_export.passes import (
     PackOptions,
     apply_passes,
@@ -26,10 +26,12 @@ from mote_export.passes.pack_ternary_experts import PackedTernaryExperts
 from mote_export.passes.pack_ternary_linear import PackedTernaryLinear
 from mote_export.passes.quantize_linear import set_activations
 from mote_export.report import ExpertMemory, StoredPart, expert_memory, stored_parts
+from mote_export.scratch import Scratch
 from mote_export.targets import TARGETS, ExportSettings, Target
 from mote_export.text_tokens import QUESTION
 from mote_export.tokens import load_tokenizer, tokenizer_files
 from mote_export.verify import Sample, Verification, default_samples, verify_folder
+from mote_export.weights import shared_copy
 from mote_runtime.errors import MoteError
 from mote_runtime.library import get_library_path
 from mote_runtime.manifest import MANIFEST_NAME, Manifest
@@ -89,26 +91,41 @@ def export(
     chosen = [TARGETS[name] for name in targets]
     check_output(output)
     check_requirements(chosen, portable=portable)
-    checkpoint = load_checkpoint(source) if isinstance(source, Path) else _copy(source)
+    checkpoint = open_path(source).skeleton() if isinstance(source, Path) else _copy(source)
     settings = ExportSettings(choose_context(checkpoint, context_length), opset, portable)
     pack = pack or PackOptions()
     check_pack(checkpoint, pack)
     # Refuse an unusable tokenizer, image processor or sample before the long work.
     check_prompt(checkpoint, check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack))
     samples = (*default_samples(checkpoint.has_vision), *check_samples(checkpoint, samples)) if verify else ()
-    apply_passes(checkpoint.model, quantize_passes(checkpoint.model, pack))
-    apply_passes(
-        checkpoint.model.get_decoder(), (stock_moe(pack), pack_ternary_experts(pack), pack_ternary_linear(pack.packing))
-    )
-    settings = replace(settings, has_plugin_operators=has_plugin_operators(checkpoint.model))
-    origin = Source.of(source) if isinstance(source, Path) else Source(source.name, None)
-    job = _Job(checkpoint, settings, pack, origin, rtol, samples)
-    steps = tqdm(total=len(chosen) * (1 + verify), desc="mote-export", unit="step", disable=None)
-    with steps, atomic_folder(output) as temporary:
+    with atomic_folder(output) as temporary, Scratch(temporary.parent) as scratch:
+        rewrite(checkpoint.model, pack, scratch)
+        settings = replace(settings, has_plugin_operators=has_plugin_operators(checkpoint.model))
+        origin = Source.of(source) if isinstance(source, Path) else Source(source.name, None)
+        job = _Job(checkpoint, settings, pack, origin, rtol, samples)
         folders = {target.name: temporary / target.name if len(chosen) > 1 else temporary for target in chosen}
-        results = [job.run(target, folders[target.name], steps) for target in chosen]
+        with tqdm(total=len(chosen) * (1 + verify), desc="mote-export", unit="step", disable=None) as steps:
+            results = [job.run(target, folders[target.name], steps) for target in chosen]
     final = {target.name: output / target.name if len(chosen) > 1 else output for target in chosen}
     return [replace(result, folder=final[result.target]) for result in results]
+
+
+def rewrite(model: MoteModel, pack: PackOptions, scratch: Scratch) -> None:
+    """Applies all passes that targets share, in place; then no parameter is on the meta device, and all are float32.
+
+    Weights are read, converted and kept one module at a time.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    with tqdm(total=total, desc="mote-export: weights", unit="weight", unit_scale=True, disable=None) as bar:
+
+        def done(module: torch.nn.Module) -> None:
+            bar.update(sum(parameter.numel() for parameter in module.parameters()))
+
+        apply_passes(model, quantize_passes(model, pack), scratch, done)
+        passes = (stock_moe(pack), pack_ternary_experts(pack), pack_ternary_linear(pack.packing))
+        apply_passes(model.get_decoder(), passes, scratch, done)
+        scratch.load_parameters(model)
+        bar.update(total - bar.n)
 
 
 def has_plugin_operators(model: torch.nn.Module) -> bool:
@@ -117,8 +134,12 @@ def has_plugin_operators(model: torch.nn.Module) -> bool:
 
 
 def _copy(checkpoint: Checkpoint) -> Checkpoint:
-    """On the CPU, in float32 and eval mode, as checkpoints are loaded; the passes work in place."""
-    return replace(checkpoint, model=copy.deepcopy(checkpoint.model).to("cpu", torch.float32).eval())
+    """For the passes, which work in place, on the CPU and in eval mode; the weights are those of the model itself."""
+    model = shared_copy(checkpoint.model).eval()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to("cpu", torch.float32 if buffer.is_floating_point() else None)
+    return replace(checkpoint, model=model)
 
 
 class _Job:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mote_export.checkpoint import folder, pt
-from mote_export.checkpoint.base import Checkpoint, CheckpointError, CheckpointFormat, check_files
+from mote_export.checkpoint.base import Checkpoint, CheckpointError, CheckpointFormat, OpenCheckpoint, check_files
 from mote_export.checkpoint.dense import DenseCheckpoint, is_dense, load_dense
 from mote_export.checkpoint.folder import save_folder
 from mote_export.checkpoint.pt import load_model_pt, save_model_pt
@@ -15,12 +15,14 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "DenseCheckpoint",
+    "OpenCheckpoint",
     "check_files",
     "is_dense",
     "load_any",
     "load_checkpoint",
     "load_dense",
     "load_model_pt",
+    "open_path",
     "save_folder",
     "save_model_pt",
 ]
@@ -38,11 +40,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: one sentence that says what is wrong with the file.
     """
+    return open_path(path).load()
+
+
+def open_path(path: Path) -> OpenCheckpoint:
+    """Opens a MoTE checkpoint of any known format: weights are read when they are asked for. As `load_checkpoint` otherwise."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: expected a model.pt file or a folder of save_pretrained.")
     for checkpoint_format in FORMATS:
         if checkpoint_format.matches(path):
-            return checkpoint_format.load(path)
+            return checkpoint_format.open(path)
     known = "; ".join(checkpoint_format.description for checkpoint_format in FORMATS)
     raise CheckpointError(f"{path} is not a checkpoint that mote reads: expected {known}.")
 

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations.accelerate import init_empty_weights
 
 from mote_export.model import MoteConfig, MoteForCausalLM, MoteForConditionalGeneration, MoteModel, MoteTextConfig
+from mote_export.weights import TensorInMemory, TensorSource, attach_sources
 from mote_runtime.errors import MoteError
 
 # Text files that belong to a model; anything else in a checkpoint is refused rather than written to disk later.
@@ -61,29 +63,80 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class OpenCheckpoint:
+    """A checkpoint after all checks that need no weights; what they hold is read when it is asked for.
+
+    Attributes:
+        name: as in `Checkpoint`.
+        path: of the file or folder.
+        config: of the model.
+        tensors: by the names of the model's state dict; of tied tensors the first is there only.
+        files: as in `Checkpoint`.
+    """
+
+    name: str
+    path: Path
+    config: MoteConfig | MoteTextConfig
+    tensors: Mapping[str, TensorSource]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def skeleton(self) -> Checkpoint:
+        """The model in eval mode without its weights: parameters on torch's meta device, each with its source."""
+        kind = KINDS[self.config.model_type][1]
+        with init_empty_weights():
+            model = kind(self.config)
+        model.tie_weights()
+        attach_sources(model, self.tensors)
+        buffers = dict(model.named_buffers())
+        for name in self.tensors.keys() & buffers.keys():
+            buffers[name].copy_(self.tensors[name].read())
+        return Checkpoint(self.name, model.eval(), self.files)
+
+    def load(self) -> Checkpoint:
+        """The whole model, in float32 and eval mode, on the CPU.
+
+        Raises:
+            CheckpointError: a tensor cannot be read, or holds NaN or infinity.
+        """
+        state = {}
+        for name, source in self.tensors.items():
+            state[name] = source.read()
+            check_values(self.path, name, state[name])
+        kind = KINDS[self.config.model_type][1]
+        model: MoteModel = kind.from_pretrained(
+            None, config=self.config, state_dict=state, dtype=torch.float32, attn_implementation="sdpa"
+        )
+        return Checkpoint(self.name, model.eval(), self.files)
+
+
+@dataclass(frozen=True)
 class CheckpointFormat:
-    """One format: how to recognise it and how to read it."""
+    """One format: how to recognise it and how to open it."""
 
     description: str
     matches: Callable[[Path], bool]
-    load: Callable[[Path], Checkpoint]
+    open: Callable[[Path], OpenCheckpoint]
 
 
-def build_model(source: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MoteModel:
-    """A float32 model in eval mode from an untrusted configuration and state dict, of the kind that the configuration names.
+def open_checkpoint(
+    path: Path, name: str, config: Mapping[str, Any], tensors: Mapping[str, TensorSource], files: Mapping[str, str]
+) -> OpenCheckpoint:
+    """A checkpoint of the kind that an untrusted configuration names, with untrusted tensors.
 
-    Nothing is allocated before every name and shape of the state dict has been compared with the configuration's model.
+    Nothing is allocated before every name and shape has been compared with the configuration's model.
 
     Raises:
         CheckpointError: see the message.
     """
-    parsed = parse_config(source, config)
-    kind = KINDS[parsed.model_type][1]
-    _check_state(source, parsed, kind, state)
-    model: MoteModel = kind.from_pretrained(
-        None, config=parsed, state_dict=dict(state), dtype=torch.float32, attn_implementation="sdpa"
-    )
-    return model.eval()
+    parsed = parse_config(path, config)
+    parsed._attn_implementation = "sdpa"  # what the runtimes are compared with
+    _check_state(path, parsed, KINDS[parsed.model_type][1], tensors)
+    return OpenCheckpoint(name, path, parsed, tensors, files)
+
+
+def in_memory(tensors: Mapping[str, Tensor]) -> dict[str, TensorSource]:
+    """Tensors that are there, or mapped, as sources."""
+    return {name: TensorInMemory(tensor) for name, tensor in tensors.items()}
 
 
 def parse_config(source: Path, config: Mapping[str, Any]) -> MoteConfig | MoteTextConfig:
@@ -154,7 +207,7 @@ def _check_sizes(section: str, values: Any, names: tuple[str, ...], *, must_have
 
 
 def _check_state(
-    source: Path, config: PretrainedConfig, kind: type[PreTrainedModel], state: Mapping[str, Tensor]
+    source: Path, config: PretrainedConfig, kind: type[PreTrainedModel], state: Mapping[str, TensorSource]
 ) -> None:
     skeleton = build_skeleton(source, config, kind)
     expected = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
@@ -167,7 +220,6 @@ def _check_state(
     check_names(source, state.keys(), expected.keys() - ({LM_HEAD} if is_tied else set()))
     for name, tensor in state.items():
         check_kind(source, name, tensor.shape, expected[name], tensor.dtype)
-        check_values(source, name, tensor)
 
 
 def build_skeleton(source: Path, config: PretrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
@@ -199,10 +251,15 @@ def check_kind(
         raise CheckpointError(f"{source}: {name} is {dtype}, expected a dense float32, float16 or bfloat16.")
 
 
+def check_layout(source: Path, name: str, tensor: Tensor) -> None:
+    """Raises CheckpointError unless the tensor is an ordinary one, whose values lie in memory or in a mapped file."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        found = "on the meta device" if tensor.is_meta else str(tensor.layout)
+        raise CheckpointError(f"{source}: {name} is {found}, expected a dense float32, float16 or bfloat16.")
+
+
 def check_values(source: Path, name: str, tensor: Tensor) -> None:
-    """Raises CheckpointError unless the tensor is strided and finite."""
-    if tensor.layout != torch.strided:
-        raise CheckpointError(f"{source}: {name} is {tensor.layout}, expected a dense float32, float16 or bfloat16.")
+    """Raises CheckpointError unless the tensor is finite."""
     if not torch.isfinite(tensor).all():
         raise CheckpointError(
             f"{source}: {name} contains NaN or infinity: the checkpoint is damaged or its training diverged."

@@ -9,8 +9,9 @@ from mote_export.checkpoint.base import (
     Checkpoint,
     CheckpointError,
     CheckpointFormat,
-    build_model,
+    OpenCheckpoint,
     check_files,
+    open_checkpoint,
 )
 from mote_export.checkpoint.tensor_files import stored_tensors
 from mote_export.json_file import read_json
@@ -42,16 +43,15 @@ def save_folder(path: Path, checkpoint: Checkpoint) -> None:
             (temporary / name).write_text(content, encoding="utf-8")
 
 
-def load_folder(path: Path) -> Checkpoint:
-    """Reads a folder of `save_pretrained` with its tokenizer files; the model is float32, in eval mode.
+def open_folder(path: Path) -> OpenCheckpoint:
+    """Opens a folder of `save_pretrained` with its tokenizer files.
 
     Raises:
         CheckpointError: one sentence that says what is wrong.
     """
     config = read_config(path)
     files = read_companions(path)
-    state = {name: tensor.read() for name, tensor in stored_tensors(path).items()}
-    return Checkpoint(name=path.resolve().name, model=build_model(path, config, state), files=files)
+    return open_checkpoint(path, path.resolve().name, config, stored_tensors(path), files)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -72,4 +72,4 @@ def _matches(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-FORMAT = CheckpointFormat("a folder of save_pretrained with config.json", _matches, load_folder)
+FORMAT = CheckpointFormat("a folder of save_pretrained with config.json", _matches, open_folder)

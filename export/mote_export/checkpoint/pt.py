@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from mote_export.atomic import atomic_path
-from mote_export.checkpoint.base import LM_HEAD, Checkpoint, CheckpointError, CheckpointFormat, build_model, check_files
+from mote_export.checkpoint.base import (
+    LM_HEAD,
+    Checkpoint,
+    CheckpointError,
+    CheckpointFormat,
+    OpenCheckpoint,
+    check_files,
+    check_layout,
+    in_memory,
+    open_checkpoint,
+)
 from mote_export.model import MoteModel
 
 FORMAT_NAME = "mote-checkpoint"
@@ -43,7 +53,12 @@ def save_model_pt(path: Path, model: MoteModel, files: Mapping[str, str]) -> Non
 
 
 def load_model_pt(path: Path) -> Checkpoint:
-    """Reads what `save_model_pt` wrote; the model is float32, in eval mode. No code in the file is run.
+    """Reads what `save_model_pt` wrote; the model is float32, in eval mode. Raises CheckpointError."""
+    return open_model_pt(path).load()
+
+
+def open_model_pt(path: Path) -> OpenCheckpoint:
+    """Opens what `save_model_pt` wrote, whose weights stay in the file. No code in it is run.
 
     Raises:
         CheckpointError: one sentence that says what is wrong with the file.
@@ -55,8 +70,9 @@ def load_model_pt(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} lacks its config, state_dict or files: it was not written by save_model_pt.")
     if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
         raise CheckpointError(f"{path}: state_dict holds something that is no named tensor.")
-    checked = check_files(path, files)
-    return Checkpoint(name=path.stem, model=build_model(path, config, state), files=checked)
+    for name, tensor in state.items():
+        check_layout(path, name, tensor)
+    return open_checkpoint(path, path.stem, config, in_memory(state), check_files(path, files))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -105,4 +121,4 @@ def _matches(path: Path) -> bool:
         return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
 
 
-FORMAT = CheckpointFormat("a model.pt file written by save_model_pt", _matches, load_model_pt)
+FORMAT = CheckpointFormat("a model.pt file written by save_model_pt", _matches, open_model_pt)

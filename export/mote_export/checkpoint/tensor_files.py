@@ -58,6 +58,15 @@ class StoredTensor(TensorSpec):
             raise _unreadable(self.file, error) from error
         return whole
 
+    def part(self, index: int) -> Tensor:
+        """The tensor at `index` of its first dimension, on the mapped file as `read`. Raises CheckpointError."""
+        try:
+            with safe_open(self.file, framework="pt") as tensors:
+                part: Tensor = tensors.get_slice(self.name)[index]
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(self.file, error) from error
+        return part
+
     def blocks(self, most_bytes: int = BLOCK_BYTES) -> Iterator[Tensor]:
         """The tensor flattened, in consecutive blocks of about `most_bytes`, a row at least. Raises CheckpointError.
 

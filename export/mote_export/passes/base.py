@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from mote_export.scratch import Scratch
 from mote_runtime.errors import MoteError
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,17 @@ class ModulePass:
     rewrite: Callable[[nn.Module], nn.Module]
 
 
-def apply_passes(model: nn.Module, passes: Sequence[ModulePass]) -> dict[str, int]:
+def apply_passes(
+    model: nn.Module,
+    passes: Sequence[ModulePass],
+    scratch: Scratch | None = None,
+    done: Callable[[nn.Module], object] = lambda module: None,
+) -> dict[str, int]:
     """Applies each pass to all modules of `model`, in place.
+
+    Args:
+        scratch: where the tensors of replacements are kept, one module at a time; in memory without it.
+        done: called with each module that was replaced.
 
     Returns:
         How many modules each pass replaced.
@@ -48,7 +58,11 @@ def apply_passes(model: nn.Module, passes: Sequence[ModulePass]) -> dict[str, in
             reason = module_pass.check(module)
             if reason is not None:
                 raise PassError(f"{module_pass.name} cannot rewrite {name}: {reason}.")
-            model.set_submodule(name, module_pass.rewrite(module))
+            replacement = module_pass.rewrite(module)
+            if scratch is not None:
+                scratch.keep_module(replacement)
+            model.set_submodule(name, replacement)
+            done(module)
         counts[module_pass.name] = len(matched)
         logger.info("%s: rewrote %d modules", module_pass.name, len(matched))
     return counts

@@ -35,6 +35,7 @@ from mote_export.packing import (
 from mote_export.passes.base import ModulePass
 from mote_export.quantize.base import Rounding, WeightFormat
 from mote_export.quantize.matrix import METHODS, quantize
+from mote_export.weights import read, read_part
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import GROUPED_SHARED_EXPERT, SHARED_EXPERTS, SHARED_GROUP_SIZES
 
@@ -132,7 +133,7 @@ class PackedTernaryExperts(nn.Module):
             "shared_format": options.shared_format,
             "shared_group_size": options.shared_group_size,
         }
-        weights: dict[str, Tensor | None] = {"router": layer.router.weight.detach().float().clone()}
+        weights: dict[str, Tensor | None] = {"router": read(layer.router.weight).float()}
         weights |= _pack_experts(experts, PACKINGS[options.packing])
         weights |= dict.fromkeys(("shared_gate_up", "shared_gate_up_scale", "shared_down", "shared_down_scale"))
         self.shared_rounding = Rounding()
@@ -173,7 +174,7 @@ def _pack_experts(experts: RoutedExperts, packing: Packing) -> dict[str, Tensor]
     gate_up, down, gate_up_scale, down_scale = [], [], [], []
     for index in range(experts.gate_proj.shape[0]):
         (gate, gate_s), (up, up_s), (down_codes, down_s) = (
-            ternarize(weight[index].detach()) for weight in (experts.gate_proj, experts.up_proj, experts.down_proj)
+            ternarize(read_part(weight, index)) for weight in (experts.gate_proj, experts.up_proj, experts.down_proj)
         )
         gate_up.append(torch.from_numpy(pack_gate_up(gate.to(torch.int8).numpy(), up.to(torch.int8).numpy(), packing)))
         down.append(torch.from_numpy(packing.pack(down_codes.to(torch.int8).numpy())))
@@ -192,7 +193,7 @@ def _pack_shared_expert(
 ) -> tuple[dict[str, Tensor | None], Rounding]:
     lines, scales, rounding = [], [], Rounding()
     for name in SHARED_PROJECTIONS:
-        weight = shared_expert.get_parameter(f"{name}.weight").detach()
+        weight = read(shared_expert.get_parameter(f"{name}.weight"))
         values, scale, rounded = _stored(weight, form, options)
         rounding += Rounding.of(weight, rounded)
         lines.append(form.packing.pack(values.numpy()))
@@ -232,9 +233,7 @@ def pack_ternary_experts(options: PackOptions | None = None) -> ModulePass:
         widest = max(module.experts.gate_proj.shape[1:])
         if widest > MAX_WIDTH:
             return f"a matrix of its experts has {widest} rows or columns, at most {MAX_WIDTH} can be packed"
-        parameters = [module.router.weight, *module.experts.parameters()]
         if chosen.has_shared_inside and module.shared_expert is not None:
-            parameters += module.shared_expert.parameters()
             for name in SHARED_PROJECTIONS:
                 kind = type(module.shared_expert.get_submodule(name))
                 if kind is not nn.Linear:
@@ -242,8 +241,6 @@ def pack_ternary_experts(options: PackOptions | None = None) -> ModulePass:
                         f"{name} of its shared expert is of type {kind.__name__}, only plain linear layers can be stored as "
                         f"{chosen.shared_expert} (--shared-expert float32 leaves it as it is)"
                     )
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-            return "its router or experts contain NaN or infinity"
         return None
 
     def rewrite(module: nn.Module) -> nn.Module:

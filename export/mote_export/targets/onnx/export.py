@@ -1,6 +1,5 @@
 """Checkpoint -> folder of ONNX graphs: passes, torch.onnx.export, external data that can be mapped, client configurations."""
 
-import copy
 import inspect
 import logging
 import shutil
@@ -15,9 +14,11 @@ from mote_export.model import MoteForConditionalGeneration, MoteModel
 from mote_export.passes import apply_passes
 from mote_export.passes.attention import attention_head_dim
 from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
+from mote_export.passes.onnx_linear import ONNX_LINEAR
 from mote_export.passes.onnx_quantized import ONNX_QUANTIZED_EMBEDDING, ONNX_QUANTIZED_LINEAR
 from mote_export.passes.onnx_ternary_matmul import ONNX_TERNARY_MATMUL
 from mote_export.passes.onnx_ternary_moe import ONNX_TERNARY_MOE
+from mote_export.scratch import Scratch
 from mote_export.targets.base import ExportSettings
 from mote_export.targets.onnx.description import describe
 from mote_export.targets.onnx.external_data import save_with_external_data
@@ -31,13 +32,14 @@ from mote_export.targets.onnx.graphs import (
     VisionGraph,
 )
 from mote_export.targets.onnx.transformers_files import write_transformers_files
+from mote_export.weights import shared_copy
 from mote_runtime.library import get_library_path
 
 logger = logging.getLogger(__name__)
 
 PLUGIN = "libmote_ort.so"
 PASSES = (GROUP_QUERY_ATTENTION, ONNX_TERNARY_MOE, ONNX_TERNARY_MATMUL)
-QUANTIZED = (ONNX_QUANTIZED_LINEAR, ONNX_QUANTIZED_EMBEDDING)  # of the whole model
+OF_THE_WHOLE_MODEL = (ONNX_QUANTIZED_LINEAR, ONNX_QUANTIZED_EMBEDDING, ONNX_LINEAR)
 # Lengths of the traced example: different from each other and above 1, so that no dimension is taken for a constant.
 EXAMPLE_IMAGES, EXAMPLE_SEQUENCE, EXAMPLE_PAST = 2, 7, 11
 
@@ -57,15 +59,16 @@ def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> Non
 
 def write_graphs(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> None:
     """Writes embedding.onnx, model.onnx and, for a model that takes pictures, vision.onnx, with their external data."""
-    model = copy.deepcopy(checkpoint.model)  # the passes work in place
-    apply_passes(model.get_decoder(), PASSES)
-    apply_passes(model, QUANTIZED)
-    programs = {"embedding.onnx": embedding_program(model, settings), "model.onnx": decoder_program(model, settings)}
+    model: MoteModel = shared_copy(checkpoint.model)  # the passes work in place
+    programs = {"embedding.onnx": embedding_program, "model.onnx": decoder_program}
     if isinstance(model, MoteForConditionalGeneration):
-        programs["vision.onnx"] = vision_program(model, settings)
-    for name, program in programs.items():
-        save_with_external_data(program, folder / name)
-        logger.info("wrote %s", name)
+        programs["vision.onnx"] = vision_program
+    with Scratch(folder) as scratch:
+        apply_passes(model.get_decoder(), PASSES)
+        apply_passes(model, OF_THE_WHOLE_MODEL, scratch)
+        for name, make_program in programs.items():
+            save_with_external_data(make_program(model, settings), folder / name)
+            logger.info("wrote %s", name)
 
 
 def vision_program(model: MoteForConditionalGeneration, settings: ExportSettings) -> torch.onnx.ONNXProgram:

@@ -4,11 +4,14 @@ onnx-ir's own writer aligns large tensors only. Here every external tensor begin
 layout), and the file is padded to the page size of recent phones.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import onnx_ir as ir
 import torch
+
+from mote_export.scratch import byte_pieces, release
 
 TENSOR_ALIGNMENT = 64
 FILE_ALIGNMENT = 16 * 1024
@@ -30,11 +33,22 @@ def save_with_external_data(program: torch.onnx.ONNXProgram, path: Path) -> None
     ir.save(model, path)
 
 
+def _pieces(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
+    """The bytes of a tensor; of one of torch's a few at a time, and those of a map are let go afterwards."""
+    raw = getattr(tensor, "raw", None)
+    if isinstance(raw, torch.Tensor):
+        yield from byte_pieces(raw)
+        release(raw)
+    else:
+        yield tensor.tobytes()
+
+
 def _write(value: ir.Value, offset: int, data: Path, file: BinaryIO) -> ir.ExternalTensor:
     tensor = value.const_value
     assert tensor is not None
     assert tensor.name is not None
-    file.write(tensor.tobytes())
+    for piece in _pieces(tensor):
+        file.write(piece)
     return ir.ExternalTensor(
         location=data.name,
         offset=offset,
