@@ -165,7 +165,7 @@ def test_interrupt_is_130_without_a_traceback(folder: Path, tmp_path: Path) -> N
     with padding.open("wb") as stream:
         stream.truncate(64 << 30)  # sparse: takes no room, and longer to hash than anyone waits
     (big / "mote.json").write_text(json.dumps(_with_padding(big, 64 << 30)))
-    process = start(big, "--prompt", "hi")
+    process = start(big, "--prompt", "hi", "--verify")
     _wait_until_reading(process.pid, padding)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

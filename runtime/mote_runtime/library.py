@@ -2,9 +2,11 @@
 
 import contextlib
 import ctypes
+import importlib
 import threading
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, get_args
 
 from mote_runtime.errors import BackendError
@@ -46,6 +48,18 @@ def _library_folders() -> list[Path]:
     return folders
 
 
+def import_executorch() -> ModuleType:
+    """ExecuTorch's binding, with torch, whose libraries it needs; raises ImportError or, for a library, OSError.
+
+    Its public module, portable_lib, is the same with the exporter around it: three seconds and 140 MB more to import.
+    """
+    importlib.import_module("torch")
+    try:
+        return importlib.import_module("executorch.extension.pybindings._C")
+    except ModuleNotFoundError:  # it has another name there, or there is none
+        return importlib.import_module("executorch.extension.pybindings.portable_lib")
+
+
 def load_executorch_library() -> None:
     """Registers the operators of mote with the ExecuTorch of this process. Only the first call does something.
 
@@ -58,7 +72,7 @@ def load_executorch_library() -> None:
             return
         try:
             # Loads the runtime with the operator registry, which the plugin then shares.
-            import executorch.extension.pybindings.portable_lib  # noqa: F401
+            import_executorch()
         except ImportError as error:
             raise BackendError(
                 f"ExecuTorch cannot be imported ({error}): install it with pip install 'mote[executorch]'"

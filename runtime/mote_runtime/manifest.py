@@ -48,6 +48,7 @@ MAX_FILE_BYTES = 1 << 50
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HASH_CHUNK = 1 << 20
+SMALL_FILE_BYTES = 16 << 20
 _SHOWN_CHARACTERS = 60
 
 _REQUIRED_FILES = {
@@ -57,10 +58,20 @@ _REQUIRED_FILES = {
 
 
 class Verification(Enum):
-    """How much of a folder is compared with its manifest."""
+    """How much of a folder is compared with its manifest.
+
+    The sums of all files want every byte of the weights, which are gigabytes that nothing else reads at once. So what is
+    compared unless all is asked for is the sizes of all files, and the sums of those that a runtime reads as a whole.
+    """
 
     SIZES = "sizes"
+    SMALL_FILES = "sizes, and sums of files up to 16 MiB"
     HASHES = "hashes"
+
+    @classmethod
+    def of(cls, verify: bool | None) -> "Verification":
+        """The level that an option says: all sums, sizes only, or for None what is usual."""
+        return cls.SMALL_FILES if verify is None else cls.HASHES if verify else cls.SIZES
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +188,7 @@ class Manifest:
         return self.folder / name
 
     def verify(self, level: Verification = Verification.HASHES) -> None:
-        """Compare every listed file with the manifest: sizes always, SHA-256 sums with `Verification.HASHES`.
+        """Compare every listed file with the manifest: sizes always, SHA-256 sums of all with `Verification.HASHES`.
 
         Raises ExportFolderError that names the first file found missing, outside the folder or changed.
         """
@@ -185,13 +196,14 @@ class Manifest:
             size = _regular_file_size(self.folder, name)
             if size != entry.bytes:
                 raise _changed(self.folder, name, f"{size} bytes", f"{entry.bytes} bytes")
-        if level is Verification.HASHES:
-            self._verify_hashes()
+        if level is not Verification.SIZES:
+            largest = MAX_FILE_BYTES if level is Verification.HASHES else SMALL_FILE_BYTES
+            self._verify_hashes({name: entry for name, entry in self.files.items() if entry.bytes <= largest})
 
-    def _verify_hashes(self) -> None:
-        total = sum(entry.bytes for entry in self.files.values())
+    def _verify_hashes(self, files: Mapping[str, FileEntry]) -> None:
+        total = sum(entry.bytes for entry in files.values())
         with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", delay=1, disable=None, leave=False) as bar:
-            for name, entry in self.files.items():
+            for name, entry in files.items():
                 try:
                     found = sha256(self.folder / name, bar.update)
                 except OSError as error:

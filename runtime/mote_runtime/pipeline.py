@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mote_runtime.arrays import FloatArray, IntArray
-from mote_runtime.backends import RUNTIMES, Backend, open_backend
+from mote_runtime.backends import RUNTIMES, Backend, import_backend, open_backend
 from mote_runtime.errors import ExportFolderError, ImageError, MoteError
 from mote_runtime.generation import Answer, Generation, Limits, Timings, TokenLoop, now_ms
 from mote_runtime.manifest import MANIFEST_NAME, Manifest, Verification
@@ -44,28 +44,34 @@ def find_export(folder: str | Path, runtime: str | None = None) -> Path:
     return exported[runtime]
 
 
-def load(folder: str | Path, runtime: str | None = None, threads: int | None = None, verify: bool = True) -> "Pipeline":
+def load(
+    folder: str | Path, runtime: str | None = None, threads: int | None = None, verify: bool | None = None
+) -> "Pipeline":
     """Load an exported folder, or the one for `runtime` in a folder of several, ready to answer.
+
+    Packed weights are mapped, not read: the system brings in what an answer touches, and may drop it again.
 
     Args:
         folder: what `mote-export` wrote.
         runtime: "onnxruntime" or "executorch"; default: the one that was exported for, the first of several.
         threads: number of threads; default: the runtime's own choice.
-        verify: compare the SHA-256 sums of all files with the manifest; their sizes are compared in any case.
+        verify: True compares the SHA-256 sums of all files with the manifest, which reads them from end to end; False
+            compares sizes only; default: sizes, and the sums of files of up to 16 MiB.
 
     Raises:
         MoteError: anything is not as it must be, in one sentence.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise MoteError(f"threads is {threads}; expected 1 to {MAX_THREADS}")
-    start = now_ms()
     manifest = Manifest.read(find_export(folder, runtime))
     if runtime is not None and runtime != manifest.target:
         raise ExportFolderError(
             f"{manifest.folder} was exported for {manifest.target}, not for {runtime}; leave --runtime out, "
             f"or export it for {runtime}"
         )
-    manifest.verify(Verification.HASHES if verify else Verification.SIZES)
+    import_backend(manifest.target)  # importing Python modules is no part of loading a model
+    start = now_ms()
+    manifest.verify(Verification.of(verify))
     tokenizer = PromptTokenizer(manifest.path("tokenizer.json"), manifest.model, manifest.prompt)
     backend = open_backend(manifest, threads)
     return Pipeline(manifest, tokenizer, backend, load_start_ms=start)

@@ -1,6 +1,7 @@
 """Runs an exported folder with ExecuTorch, through the methods that ExecuTorch's own LLM runners call."""
 
 import contextlib
+import importlib.util
 import logging
 import os
 import warnings
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from mote_runtime.arrays import FloatArray, IntArray
-from mote_runtime.backends.base import Backend, import_runtime, reason
+from mote_runtime.backends.base import PREFILL_CHUNK, Backend, chunks, import_runtime, reason
 from mote_runtime.errors import BackendError
-from mote_runtime.library import load_executorch_library
+from mote_runtime.library import import_executorch, load_executorch_library
 from mote_runtime.manifest import Manifest
+from mote_runtime.memory_lock import no_memory_lock
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +36,34 @@ def _quiet_imports() -> Iterator[None]:
             logging.disable(disabled)
 
 
+def _load_custom_ops() -> None:
+    """Register the kernels of attention, llama::custom_sdpa and llama::update_cache.
+
+    The module whose import does that imports torch's compiler for what exporting needs; its library is all that is needed here.
+    """
+    if hasattr(torch.ops.llama, "custom_sdpa"):
+        return  # loading it again would end the process
+    package = importlib.util.find_spec("executorch.extension.llm.custom_ops")
+    folders = [] if package is None else package.submodule_search_locations or []
+    libraries = [path for folder in folders for path in Path(folder).glob("*custom_ops_aot_lib.*")]
+    if len(libraries) != 1:
+        import_runtime("executorch.extension.llm.custom_ops.custom_ops", _ADVICE)
+        return
+    try:
+        torch.ops.load_library(str(libraries[0]))
+    except OSError as error:
+        raise BackendError(
+            f"{libraries[0].name} of executorch cannot be loaded ({reason(error)}); {_ADVICE}"
+        ) from error
+
+
 with _quiet_imports():
     torch: Any = import_runtime("torch", _ADVICE)
-    portable_lib: Any = import_runtime("executorch.extension.pybindings.portable_lib", _ADVICE)
-    # Attention is llama::custom_sdpa and llama::update_cache, whose kernels register on this import.
-    import_runtime("executorch.extension.llm.custom_ops.custom_ops", _ADVICE)
+    try:
+        portable_lib: Any = import_executorch()
+    except (ImportError, OSError) as error:
+        raise BackendError(f"executorch cannot be imported ({reason(error)}); {_ADVICE}") from error
+    _load_custom_ops()
 
 
 class ExecuTorchBackend(Backend):
@@ -54,14 +79,18 @@ class ExecuTorchBackend(Backend):
             load_executorch_library()
         _start_threadpool(threads)
         path = manifest.path("model.pte")
+        self._loaded: set[str] = set()
         try:
-            self._module = portable_lib._load_for_executorch(str(path), enable_etdump=profile_folder is not None)
-            self._check_methods(manifest)
+            # The binding maps the program, but locks what it maps: see _run. All but the methods is read here.
+            with no_memory_lock():
+                self._module = portable_lib._load_for_executorch(str(path), enable_etdump=profile_folder is not None)
+                self._check_methods(manifest)
         except RuntimeError as error:
             raise BackendError(f"executorch cannot load {path}: {reason(error)}") from error
-        self._max_seq_len = int(self._run("get_max_seq_len"))
-        if self._max_seq_len < 1:
-            raise BackendError(f"{path}: get_max_seq_len is {self._max_seq_len}; expected at least 1")
+        longest = int(self._run("get_max_seq_len"))
+        if longest < 1:
+            raise BackendError(f"{path}: get_max_seq_len is {longest}; expected at least 1")
+        self._chunk = min(longest, PREFILL_CHUNK)
         self._position = 0
 
     def _check_methods(self, manifest: Manifest) -> None:
@@ -92,8 +121,11 @@ class ExecuTorchBackend(Backend):
             )
 
     def _run(self, method: str, *inputs: Any) -> Any:
+        first = method not in self._loaded  # its first run loads it
+        self._loaded.add(method)
         try:
-            return self._module.run_method(method, inputs)[0]
+            with no_memory_lock() if first else contextlib.nullcontext():
+                return self._module.run_method(method, inputs)[0]
         except RuntimeError as error:
             raise BackendError(f"executorch failed in {method}: {reason(error)}") from error
 
@@ -102,9 +134,8 @@ class ExecuTorchBackend(Backend):
         return np.concatenate(features, axis=1)[0]
 
     def embed(self, input_ids: IntArray, image_features: FloatArray | None = None) -> FloatArray:
-        step = self._max_seq_len
-        pieces = [input_ids[start : start + step] for start in range(0, len(input_ids), step)]
-        rows = [self._run("token_embedding", torch.from_numpy(piece[np.newaxis])).numpy()[0] for piece in pieces]
+        pieces = [input_ids[np.newaxis, piece] for piece in chunks(len(input_ids), self._chunk)]
+        rows = [self._run("token_embedding", torch.from_numpy(piece)).numpy()[0] for piece in pieces]
         embeddings: FloatArray = np.concatenate(rows)
         if image_features is not None:
             embeddings[input_ids == self._model.image_token_id] = image_features
@@ -112,8 +143,8 @@ class ExecuTorchBackend(Backend):
 
     def decode(self, inputs_embeds: FloatArray) -> FloatArray:
         logits = None
-        for start in range(0, len(inputs_embeds), self._max_seq_len):
-            piece = np.ascontiguousarray(inputs_embeds[np.newaxis, start : start + self._max_seq_len])
+        for cut in chunks(len(inputs_embeds), self._chunk):
+            piece = np.ascontiguousarray(inputs_embeds[np.newaxis, cut])
             positions = torch.arange(self._position, self._position + piece.shape[1])
             logits = self._run("text_decoder", torch.from_numpy(piece), positions)
             self._position += piece.shape[1]

@@ -1,6 +1,9 @@
 """Runs an exported folder with ONNX Runtime: three sessions, and the operator plugin on the decoder."""
 
+import itertools
 import logging
+import math
+import mmap
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mote_runtime.arrays import FloatArray, IntArray
-from mote_runtime.backends.base import Backend, import_runtime, reason
+from mote_runtime.backends.base import Backend, chunks, import_runtime, reason
 from mote_runtime.errors import BackendError
 from mote_runtime.library import get_library_path
 from mote_runtime.manifest import Manifest, ModelSpec
@@ -83,11 +86,10 @@ class OnnxRuntimeBackend(Backend):
         pairs = zip(_cache_names(model, "past_key_values"), _cache_names(model, "present"), strict=True)
         try:
             for past, present in pairs:
-                # Zeroed memory from the system takes no room before it is written to.
-                buffer = self._lend(np.zeros(shape, np.float32))
+                buffer = self._lend(_untouched(shape))
                 binding.bind_ortvalue_input(past, buffer)
                 binding.bind_ortvalue_output(present, buffer)
-        except (MemoryError, ValueError) as error:  # numpy: more than an array can ever hold
+        except (OSError, OverflowError, ValueError) as error:  # the latter two: more than can ever be held
             raise BackendError(
                 f"no memory for the KV cache: {2 * model.num_hidden_layers} buffers of {list(shape)} float32 values; "
                 "export with a shorter context"
@@ -104,15 +106,31 @@ class OnnxRuntimeBackend(Backend):
     def encode_image(self, pixel_values: FloatArray) -> FloatArray:
         if self._vision is None:
             raise BackendError("this export has no vision.onnx")
-        return _run(self._vision, "image_features", {"pixel_values": pixel_values[np.newaxis]})
+        # One after another, with the memory of one.
+        features = [
+            _run(self._vision, "image_features", {"pixel_values": image[np.newaxis, np.newaxis]})
+            for image in pixel_values
+        ]
+        return np.concatenate(features)
 
     def embed(self, input_ids: IntArray, image_features: FloatArray | None = None) -> FloatArray:
-        inputs: dict[str, Any] = {"input_ids": input_ids[np.newaxis]}
-        if self._vision is not None:
-            inputs["image_features"] = self._no_features if image_features is None else image_features
-        return _run(self._embedding, "inputs_embeds", inputs)[0]
+        features = iter(self._no_features if image_features is None else image_features)
+        rows = []
+        for piece in chunks(len(input_ids)):
+            inputs: dict[str, Any] = {"input_ids": input_ids[np.newaxis, piece]}
+            if self._vision is not None:
+                count = int(np.count_nonzero(input_ids[piece] == self._model.image_token_id))
+                taken = list(itertools.islice(features, count))
+                inputs["image_features"] = np.stack(taken) if taken else self._no_features
+            rows.append(_run(self._embedding, "inputs_embeds", inputs)[0])
+        return np.concatenate(rows)
 
     def decode(self, inputs_embeds: FloatArray) -> FloatArray:
+        for piece in chunks(len(inputs_embeds)):
+            self._append(inputs_embeds[piece])
+        return self._logits[0, 0].copy()
+
+    def _append(self, inputs_embeds: FloatArray) -> None:
         total = self._position + len(inputs_embeds)
         embeds = np.ascontiguousarray(inputs_embeds[np.newaxis])  # borrowed as well, until the run is over
         self._binding.bind_cpu_input("inputs_embeds", embeds)
@@ -122,7 +140,6 @@ class OnnxRuntimeBackend(Backend):
         except Exception as error:  # the exceptions of onnxruntime's binding have no common base of their own
             raise BackendError(f"onnxruntime failed in model.onnx: {reason(error)}") from error
         self._position = total
-        return self._logits[0, 0].copy()
 
     def reset(self) -> None:
         self._position = 0  # the mask hides what is left in the buffers
@@ -136,6 +153,18 @@ class OnnxRuntimeBackend(Backend):
     def close(self) -> None:
         del self._binding, self._decoder, self._embedding, self._vision
         del self._borrowed, self._logits
+
+
+def _untouched(shape: tuple[int, ...]) -> FloatArray:
+    """Zeros float32 of the shape, in pages of their own that take no room before they are written to.
+
+    numpy's zeros do not promise that: the C library may hand out, and then clear, memory that it got back from others.
+    Raises OSError, OverflowError or ValueError where there cannot be so much.
+    """
+    size = math.prod(shape) * np.dtype(np.float32).itemsize
+    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    zeros: FloatArray = np.frombuffer(pages, np.float32).reshape(shape)
+    return zeros
 
 
 def _cache_names(model: ModelSpec, prefix: str) -> list[str]:

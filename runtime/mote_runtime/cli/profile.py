@@ -12,7 +12,7 @@ from types import MappingProxyType
 import mote_runtime
 from mote_runtime.backends import RUNTIMES
 from mote_runtime.cli.profile_device import add_device_options, check_device_options, profile_on_device
-from mote_runtime.cli.run import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK
+from mote_runtime.cli.run import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, add_verify_option
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import MANIFEST_NAME
 from mote_runtime.pipeline import MAX_THREADS
@@ -122,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--cores", type=_cores, metavar="LIST", help="the cores to run on, such as 0,1 or 0-3; default: any"
     )
-    how.add_argument("--no-verify", action="store_true", help="compare the sizes of the files only, not their SHA-256")
+    add_verify_option(how)
     add_device_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder; default: DIR's name + -profile, here")
@@ -229,7 +229,7 @@ def _profile(arguments: argparse.Namespace, command: list[str]) -> int:
     check_output(output)
     common = _settings(arguments)
     subjects = [
-        host.Subject(runtime, host.settings_for(path, common, verify=not arguments.no_verify))
+        host.Subject(runtime, host.settings_for(path, common, verify=arguments.verify))
         for runtime, path in exports.items()
     ]
     if arguments.device is not None:
@@ -259,7 +259,7 @@ def _compare(arguments: argparse.Namespace, command: list[str]) -> int:
         raise MoteError(f"{profiled} is a profile and {other} is none; compare two exports or two profiles")
     output = arguments.output or Path(f"{paths[0].resolve().name}-and-{paths[1].resolve().name}-profile")
     check_output(output)
-    common, verify = _settings(arguments), not arguments.no_verify
+    common, verify = _settings(arguments), arguments.verify
     pairs = host.pair_exports(paths[0], paths[1], arguments.runtime)
     subjects = [
         host.Subject(

@@ -55,9 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("folder", metavar="DIR", help="an exported folder, or one with onnx/ and executorch/ inside")
     model.add_argument("--runtime", choices=tuple(RUNTIMES), help="default: the one that DIR was exported for")
     model.add_argument("--threads", type=_positive, metavar="N", help="default: the runtime's own choice")
-    model.add_argument(
-        "--no-verify", action="store_true", help="compare the sizes of the files only, not their SHA-256"
-    )
+    add_verify_option(model)
     answer = parser.add_argument_group("the answer")
     answer.add_argument(
         "--max-new-tokens", type=_positive, default=DEFAULT_MAX_NEW_TOKENS, metavar="N", help="default: %(default)s"
@@ -74,6 +72,16 @@ def build_parser() -> argparse.ArgumentParser:
     output.add_argument("-v", "--verbose", action="store_true", help="timings, and the traceback of an error")
     output.add_argument("--version", action="version", version=f"mote-run {mote_runtime.__version__}")
     return parser
+
+
+def add_verify_option(group: argparse._ArgumentGroup) -> None:
+    """`verify`: True, False, or None for what `mote_runtime.load` does unless told."""
+    group.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        help="compare the SHA-256 of all files with the export's, which reads every byte of the weights, or of none; "
+        "default: of files up to 16 MiB; sizes are compared in any case",
+    )
 
 
 def _positive(text: str) -> int:
@@ -116,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, stdout: TextIO) -> None:
-    with load(arguments.folder, arguments.runtime, arguments.threads, not arguments.no_verify) as pipeline:
+    with load(arguments.folder, arguments.runtime, arguments.threads, arguments.verify) as pipeline:
         generation = pipeline.generate(
             arguments.image,
             arguments.prompt,

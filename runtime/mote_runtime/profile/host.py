@@ -59,13 +59,13 @@ def pair_exports(a: Path, b: Path, runtime: str | None) -> list[tuple[Path, Path
     )
 
 
-def settings_for(folder: Path, common: Settings, *, verify: bool) -> Settings:
+def settings_for(folder: Path, common: Settings, *, verify: bool | None) -> Settings:
     """`common` completed for one export: its folder, the default question, and as many tokens as the context holds.
 
     Files are verified here once, so that loading, which is measured, does not read them all for their sums. Raises MoteError.
     """
     manifest = Manifest.read(folder)
-    manifest.verify(Verification.HASHES if verify else Verification.SIZES)
+    manifest.verify(Verification.of(verify))
     image = common.image if manifest.image is not None else None
     if common.image and manifest.image is None:
         raise ImageError(f"model {manifest.model.name!r} is text only; leave the image out")
