@@ -15,7 +15,7 @@ from mote_runtime.errors import MoteError
 
 Attend = Callable[[nn.Module, Tensor], Tensor]
 # Decoders whose forward is `run_layers` and nothing else: no scaling of embeddings or residuals, no soft-capping.
-MODEL_TYPES = ("qwen2", "llama", "mistral")
+MODEL_TYPES = ("qwen2", "llama", "mistral", "stablelm", "bitnet")
 LAYER_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 
 
@@ -24,7 +24,7 @@ def check_decoder(decoder: PreTrainedModel) -> None:
     if decoder.config.model_type not in MODEL_TYPES:
         raise MoteError(f"the decoder is of type {decoder.config.model_type!r}, expected {', '.join(MODEL_TYPES)}.")
     for index, layer in enumerate(decoder.layers):
-        parts = [name for name, _ in layer.named_children()]
+        parts = [name for name, part in layer.named_children() if not isinstance(part, nn.Dropout)]
         if sorted(parts) != sorted(LAYER_PARTS):
             raise MoteError(
                 f"decoder layer {index} ({type(layer).__name__}) consists of {', '.join(parts)}: expected a pre-norm layer of "
@@ -35,7 +35,7 @@ def check_decoder(decoder: PreTrainedModel) -> None:
 class ExportedDecoder(nn.Module):
     """What both targets hold: the decoder after their passes, the output layer, and rotary tables for the whole context.
 
-    cos, sin: float32 [context_length, head_dim / 2].
+    cos, sin: float32 [context_length, rotary_dim / 2].
     """
 
     cos: Tensor

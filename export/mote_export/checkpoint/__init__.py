@@ -2,13 +2,22 @@
 
 from pathlib import Path
 
-from mote_export.checkpoint import folder, pt
-from mote_export.checkpoint.base import Checkpoint, CheckpointError, CheckpointFormat, OpenCheckpoint, check_files
-from mote_export.checkpoint.dense import DenseCheckpoint, is_dense, load_dense
-from mote_export.checkpoint.folder import save_folder
+from mote_export.checkpoint import bitnet, folder, moe_llava, pt
+from mote_export.checkpoint.base import (
+    KINDS,
+    Checkpoint,
+    CheckpointError,
+    CheckpointFormat,
+    OpenCheckpoint,
+    check_files,
+)
+from mote_export.checkpoint.dense import DenseCheckpoint, load_dense
+from mote_export.checkpoint.folder import CONFIG, read_config, save_folder
+from mote_export.checkpoint.moe_llava import open_moe_llava
 from mote_export.checkpoint.pt import load_model_pt, save_model_pt
 
-FORMATS: tuple[CheckpointFormat, ...] = (pt.FORMAT, folder.FORMAT)
+# The first that matches is taken; the last one takes every folder of a model.
+FORMATS: tuple[CheckpointFormat, ...] = (pt.FORMAT, moe_llava.FORMAT, bitnet.FORMAT, folder.FORMAT)
 
 __all__ = [
     "FORMATS",
@@ -18,10 +27,12 @@ __all__ = [
     "OpenCheckpoint",
     "check_files",
     "is_dense",
+    "known_formats",
     "load_any",
     "load_checkpoint",
     "load_dense",
     "load_model_pt",
+    "open_moe_llava",
     "open_path",
     "save_folder",
     "save_model_pt",
@@ -43,15 +54,37 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return open_path(path).load()
 
 
-def open_path(path: Path) -> OpenCheckpoint:
-    """Opens a MoTE checkpoint of any known format: weights are read when they are asked for. As `load_checkpoint` otherwise."""
+def open_path(path: Path, vision_tower: Path | None = None) -> OpenCheckpoint:
+    """Opens a MoTE checkpoint of any known format: weights are read when they are asked for. As `load_checkpoint` otherwise.
+
+    Args:
+        vision_tower: see `open_moe_llava`; other formats hold their own.
+    """
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist: expected a model.pt file or a folder of save_pretrained.")
-    for checkpoint_format in FORMATS:
-        if checkpoint_format.matches(path):
-            return checkpoint_format.open(path)
-    known = "; ".join(checkpoint_format.description for checkpoint_format in FORMATS)
-    raise CheckpointError(f"{path} is not a checkpoint that mote reads: expected {known}.")
+        raise CheckpointError(f"{path} does not exist: expected {known_formats()}.")
+    found = next((checkpoint_format for checkpoint_format in FORMATS if checkpoint_format.matches(path)), None)
+    if found is None:
+        raise CheckpointError(f"{path} is not a checkpoint that mote reads: expected {known_formats()}.")
+    if vision_tower is None:
+        return found.open(path)
+    if found is not moe_llava.FORMAT:
+        raise CheckpointError(
+            f"{path} is {found.description}, which holds its vision tower itself: leave --vision-tower out."
+        )
+    return open_moe_llava(path, vision_tower)
+
+
+def known_formats() -> str:
+    """What can be read, for messages and help."""
+    return "; ".join(checkpoint_format.description for checkpoint_format in FORMATS)
+
+
+def is_dense(path: Path) -> bool:
+    """Whether a path is a transformers folder of a model that no format here is for but `load_dense`. Raises CheckpointError."""
+    if not (path / CONFIG).is_file() or any(other.matches(path) for other in FORMATS[:-1]):
+        return False
+    model_type = read_config(path).get("model_type")
+    return not isinstance(model_type, str) or model_type not in KINDS
 
 
 def load_any(path: Path) -> Checkpoint | DenseCheckpoint:

@@ -147,7 +147,7 @@ def parse_config(source: Path, config: Mapping[str, Any]) -> MoteConfig | MoteTe
             f"{source} holds a model of type {model_type!r}, expected {' or '.join(map(repr, KINDS))}: make it one with "
             f"mote-upcycle."
         )
-    if config.get("moe") is None:
+    if config.get("moe") is None and (config.get("bitnet") is None or model_type != MoteTextConfig.model_type):
         raise CheckpointError(f"{source} has no MoTE layer (its config has no 'moe'): up-cycle the model first.")
     refuse_keys(source, config)
     config_class, _, sections = KINDS[model_type]

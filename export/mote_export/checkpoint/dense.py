@@ -29,7 +29,7 @@ from mote_export.checkpoint.base import (
     refuse_keys,
     without_ignored,
 )
-from mote_export.checkpoint.folder import CONFIG, read_companions, read_config
+from mote_export.checkpoint.folder import read_companions, read_config
 from mote_export.checkpoint.tensor_files import StoredTensor, stored_tensors
 
 # Old files hold these, one a layer; transformers computes them.
@@ -113,11 +113,6 @@ def open_dense(path: Path) -> DenseFolder:
     skeleton = build_skeleton(path, config, kind)
     skeleton.tie_weights()
     return DenseFolder(path, skeleton, _check_tensors(path, skeleton, stored_tensors(path)))
-
-
-def is_dense(path: Path) -> bool:
-    """Whether a path is a transformers folder of a model that is no MoTE model. Raises CheckpointError."""
-    return (path / CONFIG).is_file() and read_config(path).get("model_type") not in KINDS
 
 
 def _parse_config(path: Path, values: Mapping[str, Any]) -> tuple[PretrainedConfig, type[PreTrainedModel]]:

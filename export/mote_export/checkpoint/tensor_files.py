@@ -95,7 +95,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: a file is missing or damaged, two hold a tensor of the same name, or the index names what is not there.
     """
-    weight_map = None if (folder / WEIGHTS).is_file() else _read_index(folder)
+    weight_map = None if (folder / WEIGHTS).is_file() else _find_index(folder)
     files = [folder / WEIGHTS] if weight_map is None else [folder / name for name in sorted(set(weight_map.values()))]
     found: dict[str, StoredTensor] = {}
     for file in files:
@@ -109,14 +109,19 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _read_index(folder: Path) -> dict[str, str]:
+def _find_index(folder: Path) -> dict[str, str]:
     path = folder / INDEX
     if not path.exists():
         hint = ""
         if any((folder / name).exists() for name in PICKLED):
             hint = ", and PyTorch's pickled files are not read, as they may hold code: save it with safe_serialization=True"
         raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}{hint}")
-    weight_map = read_json(path, "an index of safetensors files", CheckpointError).get("weight_map")
+    return read_index(path)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor to file of a sharded model. Raises CheckpointError."""
+    weight_map = read_json(path, "an index of a model's files", CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map")
     for name in weight_map.values():

@@ -5,6 +5,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig, PretrainedConfig
 
+from mote_export.model.bitnet import BitnetSettings
+
 MAX_EXPERTS = 256  # the operator's limit, docs/operator.md
 
 ExpertFormat = Literal["ternary", "full"]
@@ -99,12 +101,21 @@ class MoteConfig(LlavaConfig):
 
 
 class MoteTextConfig(PretrainedConfig):
-    """A MoTE model without pictures: `text_config`, of any decoder that transformers knows, and `moe` as in `MoteConfig`."""
+    """A MoTE model without pictures: `text_config`, of any decoder that transformers knows, and `moe` as in `MoteConfig`.
+
+    `bitnet`, the dictionary form of `BitnetSettings`, makes the decoder's linear layers ternary; such a model has no experts.
+    """
 
     model_type = "mote_text"
     sub_configs: ClassVar[dict[str, type]] = {"text_config": AutoConfig}
 
-    def __init__(self, text_config: Any = None, moe: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        text_config: Any = None,
+        moe: dict[str, Any] | None = None,
+        bitnet: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         values = {"model_type": "qwen2"} if text_config is None else text_config
         if isinstance(values, dict):
             model_type = values.get("model_type")
@@ -115,6 +126,9 @@ class MoteTextConfig(PretrainedConfig):
             values = CONFIG_MAPPING[model_type](**{key: value for key, value in values.items() if key != "model_type"})
         self.text_config = values
         self.moe = moe
+        self.bitnet = bitnet
+        if moe is not None and self.bitnet_settings is not None:
+            raise ValueError("the configuration has both moe and bitnet, expected one of them")
         # The text model decides: its head and its embedding are the whole model's.
         kwargs["tie_word_embeddings"] = values.tie_word_embeddings
         super().__init__(**kwargs)
@@ -123,6 +137,10 @@ class MoteTextConfig(PretrainedConfig):
     @property
     def moe_settings(self) -> MoeSettings | None:
         return None if self.moe is None else MoeSettings.from_dict(self.moe)
+
+    @property
+    def bitnet_settings(self) -> BitnetSettings | None:
+        return None if self.bitnet is None else BitnetSettings.from_dict(self.bitnet)
 
 
 def _check_layers(settings: MoeSettings | None, text_config: PretrainedConfig) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModel, GenerationMixin, LlavaForConditionalGenerati
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from mote_export.model.bitnet import replace_linears
 from mote_export.model.configuration import MoteConfig, MoteTextConfig
 from mote_export.model.layer import MoteLayer, balancing_loss_of_sums
 from mote_export.model.surgery import replace_mlps
@@ -174,6 +175,8 @@ class MoteForCausalLM(MoteModelMixin, PreTrainedModel, GenerationMixin):
         settings = config.moe_settings
         if settings is not None:
             replace_mlps(self.get_decoder(), settings)
+        if config.bitnet_settings is not None:
+            replace_linears(self.get_decoder(), config.bitnet_settings)
         self.post_init()
 
     def get_decoder(self) -> PreTrainedModel:

@@ -23,7 +23,7 @@ def is_decoder_attention(module: nn.Module) -> bool:
 
 def check_decoder_attention(module: Any) -> str | None:
     """None, or why grouped-query attention with static rotary embedding would not compute the same."""
-    if hasattr(module, "q_norm") or hasattr(module, "k_norm"):
+    if any(hasattr(module, name) for name in ("q_norm", "k_norm", "q_layernorm", "k_layernorm")):
         return "it normalises queries and keys, which is not supported"
     window = getattr(module, "sliding_window", None) or getattr(module.config, "sliding_window", None)
     if window is not None:
@@ -40,8 +40,24 @@ def attention_head_dim(config: PretrainedConfig) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
+def attention_scale(module: Any) -> float:
+    """What the products of queries and keys are multiplied by; not every attention states it."""
+    scale: float = getattr(module, "scaling", module.head_dim**-0.5)
+    return scale
+
+
+def output_projection(module: Any) -> nn.Module:
+    """o_proj, behind the norm that BitNet's attention has in front of it."""
+    norm = getattr(module, "attn_sub_norm", None)
+    projection: nn.Module = module.o_proj
+    return projection if norm is None else nn.Sequential(norm, projection)
+
+
 def rotary_tables(rotary_embedding: nn.Module, config: PretrainedConfig, length: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of positions 0..length-1, float32 [length, head_dim / 2], from the model's own rotary embedding."""
+    """cos and sin of positions 0..length-1, float32 [length, rotary_dim / 2], from the model's own rotary embedding.
+
+    The rotary dimension is that of a head, or less: then the rest of a head is not rotated (StableLM).
+    """
     with torch.no_grad():
         cos, sin = rotary_embedding(torch.zeros(1, 1, config.hidden_size), torch.arange(length)[None])
     half = cos.shape[-1] // 2

@@ -6,7 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mote_export.passes.attention import check_decoder_attention, is_decoder_attention
+from mote_export.passes.attention import (
+    attention_scale,
+    check_decoder_attention,
+    is_decoder_attention,
+    output_projection,
+)
 from mote_export.passes.base import ModulePass
 from mote_export.passes.quantize_linear import QuantizedLinear, concatenate_quantized
 
@@ -17,7 +22,7 @@ class CachedSdpa(nn.Module):
     Query, key and value come from one linear layer unless they are ternary, and query and key heads are rotated together: fewer
     operators to run.
 
-    forward: hidden_states [1, s, hidden], start (position of the first token, a symbolic integer), cos and sin [s, head_dim / 2]
+    forward: hidden_states [1, s, hidden], start (position of the first token, a symbolic integer), cos and sin [s, rotary_dim / 2]
     of these positions; returns [1, s, hidden]. Buffers key_cache and value_cache: float32 [1, context, kv_heads, head_dim].
     """
 
@@ -28,9 +33,9 @@ class CachedSdpa(nn.Module):
         super().__init__()
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.qkv_proj = one_layer(projections)
-        self.o_proj = attention.o_proj
+        self.o_proj = output_projection(attention)
         self.head_dim: int = attention.head_dim
-        self.scaling: float = attention.scaling
+        self.scaling = attention_scale(attention)
         query_heads, kv_heads, _ = (projection.out_features // self.head_dim for projection in projections)
         self.heads = (query_heads, kv_heads, kv_heads)
         shape = (1, context_length, kv_heads, self.head_dim)
@@ -84,10 +89,15 @@ def concatenate(linears: Sequence[nn.Linear]) -> nn.Linear:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [1, s, heads, head_dim] (halves, not interleaved) by cos and sin [s, head_dim / 2]."""
-    first, second = x.chunk(2, dim=-1)
+    """Rotary embedding of x [1, s, heads, head_dim] (halves, not interleaved) by cos and sin [s, rotary_dim / 2].
+
+    What a head has beyond the rotary dimension stays as it is.
+    """
     cos, sin = cos[None, :, None], sin[None, :, None]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    half = cos.shape[-1]
+    unrotated = x.shape[-1] - 2 * half
+    first, second, *rest = x.split([half, half, unrotated] if unrotated else [half, half], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, *rest], dim=-1)
 
 
 def cached_sdpa(context_length: int) -> ModulePass:

@@ -5,7 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mote_export.passes.attention import check_decoder_attention, is_decoder_attention
+from mote_export.passes.attention import (
+    attention_scale,
+    check_decoder_attention,
+    is_decoder_attention,
+    output_projection,
+)
 from mote_export.passes.base import ModulePass
 
 
@@ -13,16 +18,16 @@ class GroupQueryAttention(nn.Module):
     """Projections and one GroupQueryAttention node.
 
     forward: hidden_states [b, s, hidden], past key and value [b, kv_heads, past, head_dim], seqlens_k int32 [b] (valid
-    tokens after this step, minus 1), total_length int32, cos and sin [context, head_dim / 2]; returns the output [b, s, hidden] and
+    tokens after this step, minus 1), total_length int32, cos and sin [context, rotary_dim / 2]; returns the output [b, s, hidden] and
     the present key and value.
     """
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
         self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
-        self.v_proj, self.o_proj = attention.v_proj, attention.o_proj
+        self.v_proj, self.o_proj = attention.v_proj, output_projection(attention)
         self.head_dim: int = attention.head_dim
-        self.scaling: float = attention.scaling
+        self.scaling = attention_scale(attention)
 
     def forward(
         self,

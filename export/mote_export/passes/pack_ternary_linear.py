@@ -18,6 +18,7 @@ from mote_export.model import quantizers
 from mote_export.packing import LAYOUT_VERSION, MAX_WIDTH, PACKINGS
 from mote_export.packing.ternary import TernaryWeight, as_ternary
 from mote_export.passes.base import ModulePass
+from mote_export.weights import read
 from mote_runtime.errors import MoteError
 
 DAMAGED_CODE = 3  # two bits hold 0, 1 and 2, for -1, 0 and 1
@@ -72,10 +73,10 @@ def ternary_weight(module: nn.Module, force: bool = False) -> TernaryWeight:
             raise MoteError(f"{damaged} of its {codes.numel()} weights are not -1, 0 or 1: their two bits are 11")
         return TernaryWeight(codes.flatten(0, 1).to(torch.int8) - 1, 1.0 / module.weight_scale.float(), 0.0)
     assert isinstance(module, AutoBitLinear)
-    weight = module.weight.detach()
+    weight = read(module.weight)
     if module.online_quant:
-        codes, scale = quantizers.ternarize(weight)
-        return TernaryWeight(codes.to(torch.int8), scale.reshape(1), 0.0)
+        codes, scale = quantizers.ternarize_matrix(weight)
+        return TernaryWeight(codes, scale.reshape(1), 0.0)
     codes, unit, error = as_ternary(weight, force)
     return TernaryWeight(codes, (unit * module.weight_scale.float()).reshape(1), error)
 
