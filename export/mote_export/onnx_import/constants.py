@@ -1,0 +1,127 @@
+"""Weights that a graph computes from constants, such as transposed, dequantized or ternarized ones: computed one at a time."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from mote_export.onnx_import.graph import STANDARD, constant
+from mote_runtime.errors import MoteError
+
+MOST_NODES = 64  # between a weight and its constants
+MOST_GROWN = 1 << 24  # elements of a result that is larger than what it is made from
+FOLDED = frozenset(
+    {
+        "Abs", "Add", "Cast", "CastLike", "Clip", "Concat", "DequantizeLinear", "Div", "Equal", "Gather", "Identity", "Max", "Min",
+        "Mul", "Neg", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Reshape", "Round", "Sign", "Slice", "Squeeze", "Sub",
+        "Transpose", "Unsqueeze", "Where",
+    }
+)  # fmt: skip
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a constant is computed.
+
+    Attributes:
+        value: the constant.
+        nodes: in the order of computation; none for an initializer.
+        leaves: the constants that they start from.
+    """
+
+    value: ir.Value
+    nodes: tuple[ir.Node, ...]
+    leaves: tuple[ir.Value, ...]
+
+    @property
+    def itemsize(self) -> float:
+        """Bytes of an element of the largest constant, as it is stored."""
+        tensors = [tensor for leaf in self.leaves if (tensor := constant(leaf)) is not None]
+        largest = max(tensors, key=lambda tensor: tensor.size)
+        return largest.dtype.bitwidth / 8
+
+
+def recipe(value: ir.Value) -> Recipe | None:
+    """How `value` is computed from constants alone by operators that keep sizes; None if it is not."""
+    nodes: list[ir.Node] = []
+    leaves: list[ir.Value] = []
+    waiting = [value]
+    seen: set[ir.Value] = set()
+    while waiting:
+        current = waiting.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if constant(current) is not None:
+            leaves.append(current)
+            continue
+        node = current.producer()
+        if node is None or node.domain not in STANDARD or node.op_type not in FOLDED or len(nodes) == MOST_NODES:
+            return None
+        nodes.append(node)
+        waiting.extend(item for item in node.inputs if item is not None)
+    return Recipe(value, tuple(_in_order(nodes)), tuple(leaves)) if leaves else None
+
+
+def _in_order(nodes: list[ir.Node]) -> list[ir.Node]:
+    """Each after those whose results it takes; the nodes of a checked model have no cycle."""
+    ordered: list[ir.Node] = []
+    left = list(dict.fromkeys(nodes))
+    while left:
+        ready = [node for node in left if not any(item is not None and item.producer() in left for item in node.inputs)]
+        if not ready:
+            raise MoteError("the graph has a cycle among its constants")
+        ordered += ready
+        left = [node for node in left if node not in ready]
+    return ordered
+
+
+@contextmanager
+def computed(found: Recipe, opset: int) -> Iterator[Array]:
+    """The constant as an array, which may be a map of the external data; that is let go at the end.
+
+    Raises:
+        MoteError: an operator refuses its inputs, or would make more of them than a weight has.
+    """
+    tensors = [tensor for leaf in found.leaves if (tensor := constant(leaf)) is not None]
+    results: dict[ir.Value, Array] = {leaf: tensor.numpy() for leaf, tensor in zip(found.leaves, tensors, strict=True)}
+    try:
+        for node in found.nodes:
+            results[node.outputs[0]] = _run(node, results, opset)
+        yield results[found.value]
+    finally:
+        results.clear()
+        for tensor in tensors:
+            if isinstance(tensor, ir.ExternalTensor):
+                with suppress(BufferError):  # somebody still looks at it: then the map goes with him
+                    tensor.release()
+
+
+def _run(node: ir.Node, results: dict[ir.Value, Array], opset: int) -> Array:
+    arrays = {item.name: results[item] for item in node.inputs if item is not None}
+    largest = max(array.size for array in arrays.values())
+    try:
+        if node.op_type not in ("Gather", "Concat") and len(arrays) > 1:
+            grown = math.prod(np.broadcast_shapes(*(array.shape for array in arrays.values())))
+            if grown > max(largest, MOST_GROWN):
+                raise MoteError(f"{node.name} would make {grown} numbers of {largest}")
+    except ValueError:
+        pass  # not an operator that broadcasts
+    proto = ir.serde.serialize_node(node)
+    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in arrays]
+    outputs = [onnx.helper.make_tensor_value_info(proto.output[0], onnx.TensorProto.UNDEFINED, None)]
+    graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    try:
+        result: Array = ReferenceEvaluator(model).run(None, arrays)[0]  # type: ignore[arg-type]
+    except Exception as error:  # numpy's own kinds, by operator
+        raise MoteError(f"{node.op_type} {node.name} cannot be computed: {error}") from error
+    return result

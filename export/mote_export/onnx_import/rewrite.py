@@ -1,0 +1,178 @@
+"""One ONNX file in, one with mote's operators out: read, rewrite, write, run both and compare."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import torch
+from onnxscript.rewriter import RewriteRuleSet
+
+from mote_export import __version__, onnx_schemas
+from mote_export.atomic import atomic_folder, check_output
+from mote_export.defaults import DEFAULT_RTOL
+from mote_export.onnx_import.compare import Array, Comparison, compare
+from mote_export.onnx_import.graph import STANDARD, describe_shape
+from mote_export.onnx_import.moe import fuse_experts
+from mote_export.onnx_import.read import OnnxFileError, read_model
+from mote_export.onnx_import.rules import RULES
+from mote_export.onnx_import.state import Left, RewriteOptions, Rewritten, State
+from mote_export.onnx_schemas import DOMAIN
+from mote_export.targets.onnx.external_data import save_with_external_data
+from mote_runtime.errors import MoteError
+
+logger = logging.getLogger(__name__)
+
+RULE_NAME = "pkg.onnxscript.rewriter.rule_name"
+
+
+class NothingToRewriteError(MoteError):
+    """No node of the graph can become one of mote's.
+
+    Attributes:
+        left: the linear layers of the graph, and why each stays.
+    """
+
+    def __init__(self, message: str, left: tuple[Left, ...]) -> None:
+        super().__init__(message)
+        self.left = left
+
+
+@dataclass(frozen=True)
+class RewriteResult:
+    """What `rewrite_onnx` has written.
+
+    Attributes:
+        file: the .onnx file.
+        rewritten, left: nodes.
+        bytes_before, bytes_after: of the .onnx file and all its external data.
+        comparison: of both files in ONNX Runtime; None if that was not wanted.
+    """
+
+    file: Path
+    rewritten: tuple[Rewritten, ...]
+    left: tuple[Left, ...]
+    bytes_before: int
+    bytes_after: int
+    comparison: Comparison | None
+
+
+def rewrite_onnx(
+    model: Path,
+    output: Path,
+    options: RewriteOptions | None = None,
+    *,
+    rtol: float = DEFAULT_RTOL,
+    verify: bool = True,
+    inputs: Mapping[str, Array] | None = None,
+) -> RewriteResult:
+    """Rewrites the ternary weights of an ONNX file to run in mote's operators.
+
+    Args:
+        model: a .onnx file, whose external data, if it has any, lies beside it.
+        output: a folder that is absent or empty; the file is written under its own name, with its weights in NAME.onnx.data.
+        options: what may be rewritten.
+        rtol: greatest `mote_export.verify.relative_difference` of an output between both files in ONNX Runtime.
+        verify: run and compare them.
+        inputs: by name, what to compare on; by default random values of the shapes and types that the graph declares.
+
+    Raises:
+        OnnxFileError: the file or its external data is damaged, or names what it must not.
+        NothingToRewriteError: no node can be rewritten.
+        VerificationError: the outputs differ by more than `rtol`.
+        MoteError: `output` cannot be written to, or the model cannot be run.
+    """
+    check_output(output)
+    onnx_schemas.register()
+    read = read_model(model)
+    had = _count(read)
+    state = rewrite_model(read, options or RewriteOptions())
+    rewritten, left = _report(state)
+    if not rewritten:
+        raise NothingToRewriteError(_nothing(model, had, left), left)
+    with atomic_folder(output) as folder:
+        file = folder / model.name
+        save_with_external_data(torch.onnx.ONNXProgram(read, None), file)
+        logger.info("wrote %s", model.name)
+        comparison = compare(model, file, rtol, inputs) if verify else None
+        bytes_after = sum(part.stat().st_size for part in folder.iterdir())
+    return RewriteResult(output / model.name, rewritten, left, _size(model), bytes_after, comparison)
+
+
+def rewrite_model(model: ir.Model, options: RewriteOptions) -> State:
+    """Applies all rules to a graph, in place; its packed weights are computed when they are written.
+
+    Returns:
+        What was done, and why not more.
+    """
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    state = State(model, options)
+    try:
+        for rules in RULES:
+            RewriteRuleSet([rule.rule(state) for rule in rules]).apply_to_model(model)
+        for graph in list(model.graphs()):
+            fuse_experts(state, graph)
+    except RecursionError as error:
+        raise OnnxFileError("the graph is nested too deeply") from error
+    if state.matmuls or state.experts:
+        _clean(model)
+    return state
+
+
+def _clean(model: ir.Model) -> None:
+    """Without nodes and weights that nobody uses any more; new ones say where they come from."""
+    model.graph.opset_imports.setdefault(DOMAIN, onnx_schemas.VERSION)
+    common.RemoveUnusedNodesPass()(model)
+    common.TopologicalSortPass()(model)
+    common.NameFixPass()(model)
+    for graph in model.graphs():
+        for node in graph:
+            node.metadata_props.pop(RULE_NAME, None)
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                del graph.initializers[name]
+    model.metadata_props["mote.version"] = __version__
+
+
+def _report(state: State) -> tuple[tuple[Rewritten, ...], tuple[Left, ...]]:
+    nodes = [node for graph in state.model.graphs() for node in graph]
+    known = set(nodes)
+    rewritten = [*state.experts, *(record for node, (_, record) in state.matmuls.items() if node in known)]
+    left = [
+        Left(node.op_type, node.name or "", describe_shape(node.inputs[1]) if node.inputs[1] is not None else None, reason)
+        for node in nodes
+        if (reason := state.reasons.get(node)) is not None
+    ]
+    return tuple(rewritten), tuple(left)
+
+
+def _count(model: ir.Model) -> int:
+    """Of mote's operators in a graph."""
+    return sum(node.domain == DOMAIN for graph in model.graphs() for node in graph)
+
+
+def _nothing(model: Path, had: int, left: tuple[Left, ...]) -> str:
+    """One sentence that says what is there."""
+    if had and not any(item.op in ("MatMul", "Gemm") for item in left):
+        return f"{model} has nothing left to rewrite: it has {had} of mote's operators already, and no other linear layer"
+    if not left:
+        return f"{model} has nothing to rewrite: there is no MatMul or Gemm in it"
+    beside = f"it has {had} of mote's operators already, and " if had else ""
+    reasons = {item.reason for item in left}
+    why = f"all for one reason: {left[0].reason}" if len(reasons) == 1 else f"the first, {left[0].name}, as {left[0].reason}"
+    return f"{model} has nothing to rewrite: {beside}its {len(left)} linear layers stay, {why}"
+
+
+def _size(model: Path) -> int:
+    import onnx
+
+    proto = onnx.load(model, load_external_data=False)
+    files = {str(model)}
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        files |= {str(model.parent / entry.value) for entry in tensor.external_data if entry.key == "location"}
+    return sum(Path(file).stat().st_size for file in files)
+
+
+__all__ = ["STANDARD", "NothingToRewriteError", "RewriteResult", "rewrite_model", "rewrite_onnx"]
