@@ -245,6 +245,31 @@ def test_verify_names_a_changed_file_unless_only_sizes_are_asked_for(tmp_path: P
         manifest.verify()
 
 
+def test_sums_of_large_files_are_compared_only_if_all_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.read(tiny.write_export(tmp_path))
+    data = tmp_path / "model.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(content)
+    assert Verification.of(None) is Verification.SMALL_FILES
+    with pytest.raises(ExportFolderError, match="SHA-256"):
+        manifest.verify(Verification.of(None))
+    monkeypatch.setattr("mote_runtime.manifest.SMALL_FILE_BYTES", len(content) - 1)
+    manifest.verify(Verification.of(None))
+    with pytest.raises(ExportFolderError, match="SHA-256"):
+        manifest.verify(Verification.of(True))
+    for size in (len(content) - 1, len(content) + 1):
+        os.truncate(data, size)
+        with pytest.raises(ExportFolderError, match=rf"has {size} bytes"):
+            manifest.verify(Verification.of(None))
+    (tmp_path / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text().replace(": ", " :", 1))
+    os.truncate(data, len(content))
+    with pytest.raises(ExportFolderError, match=r"tokenizer\.json .* SHA-256"):
+        manifest.verify(Verification.of(None))
+
+
 def test_verify_follows_no_link_out_of_the_folder(tmp_path: Path) -> None:
     folder = tiny.write_export(tmp_path / "export")
     manifest = Manifest.read(folder)

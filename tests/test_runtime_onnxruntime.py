@@ -19,6 +19,7 @@ import tiny_onnx_export as tiny
 
 import mote_runtime
 from mote_runtime import MoteError, Pipeline
+from mote_runtime.backends.base import chunks
 from mote_runtime.errors import BackendError, ExportFolderError, ImageError
 from mote_runtime.preprocess import preprocess_image
 
@@ -92,6 +93,31 @@ def test_an_image_changes_the_answer_and_its_place_matters(pipeline: Pipeline) -
     pictures = [preprocess_image(picture, spec) for picture in (PICTURE, other)]
     there, back = (pipeline.step_logits(prompt, (), np.stack(order)) for order in (pictures, pictures[::-1]))
     assert not np.array_equal(there, back)
+
+
+def test_chunks_are_few_and_even() -> None:
+    assert [(cut.start, cut.stop) for cut in chunks(11, 4)] == [(0, 3), (3, 7), (7, 11)]
+    assert [(cut.start, cut.stop) for cut in chunks(8, 8)] == [(0, 8)]
+    assert list(chunks(0, 8)) == []
+    for length in range(1, 50):
+        lengths = [cut.stop - cut.start for cut in chunks(length, 7)]
+        assert sum(lengths) == length
+        assert len(lengths) == -(-length // 7)
+        assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_a_prompt_in_chunks_is_the_whole_prompt(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    spec = pipeline.manifest.image
+    assert spec is not None
+    pictures = np.stack([preprocess_image(picture, spec) for picture in (PICTURE, 255 - PICTURE)])
+    prompt = pipeline.tokenizer.encode_prompt("x" * 40, 2)
+    assert len(prompt) > 64
+    whole = pipeline.step_logits(prompt, [40, 41], pictures)
+    monkeypatch.setattr(pipeline._backend, "_chunk", chunk)
+    assert np.abs(pipeline.step_logits(prompt, [40, 41], pictures) - whole).max() < 1e-5
 
 
 def test_streamed_pieces_are_the_answer(pipeline: Pipeline) -> None:

@@ -66,7 +66,7 @@ class Backend(ABC):
         """Let go of the model; nothing else may be called afterwards."""
 
 
-def chunks(length: int, largest: int = PREFILL_CHUNK) -> Iterator[slice]:
+def chunks(length: int, largest: int) -> Iterator[slice]:
     """Cuts `length` positions into the fewest pieces of at most `largest`, all of them as long as the others, or one less.
 
     A short last piece would read all weights for a few positions.

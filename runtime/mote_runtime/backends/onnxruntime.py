@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mote_runtime.arrays import FloatArray, IntArray
-from mote_runtime.backends.base import Backend, chunks, import_runtime, reason
+from mote_runtime.backends.base import PREFILL_CHUNK, Backend, chunks, import_runtime, reason
 from mote_runtime.errors import BackendError
 from mote_runtime.library import get_library_path
 from mote_runtime.manifest import Manifest, ModelSpec
@@ -55,6 +55,7 @@ class OnnxRuntimeBackend(Backend):
         self._no_features = np.zeros((0, self._model.hidden_size), np.float32)
         self._borrowed: list[Any] = []
         self._binding = self._bind_buffers()
+        self._chunk = PREFILL_CHUNK
         self._position = 0
 
     def _check_graphs(self, manifest: Manifest) -> None:
@@ -116,7 +117,7 @@ class OnnxRuntimeBackend(Backend):
     def embed(self, input_ids: IntArray, image_features: FloatArray | None = None) -> FloatArray:
         features = iter(self._no_features if image_features is None else image_features)
         rows = []
-        for piece in chunks(len(input_ids)):
+        for piece in chunks(len(input_ids), self._chunk):
             inputs: dict[str, Any] = {"input_ids": input_ids[np.newaxis, piece]}
             if self._vision is not None:
                 count = int(np.count_nonzero(input_ids[piece] == self._model.image_token_id))
@@ -126,7 +127,7 @@ class OnnxRuntimeBackend(Backend):
         return np.concatenate(rows)
 
     def decode(self, inputs_embeds: FloatArray) -> FloatArray:
-        for piece in chunks(len(inputs_embeds)):
+        for piece in chunks(len(inputs_embeds), self._chunk):
             self._append(inputs_embeds[piece])
         return self._logits[0, 0].copy()
 

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,9 @@ from mote_runtime.profile.record import Memory
 
 INTERVAL_S = 0.01
 _STATUS = Path("/proc/self/status")
+_MAPS = Path("/proc/self/smaps")
+_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ *(.*)$")
+_MAPPING_FIELD = re.compile(r"^(Rss|Pss|Anonymous|Locked): +(\d+) kB$")
 _FIELDS = re.compile(rb"^(RssAnon|RssFile):\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -22,6 +26,47 @@ def resident_bytes() -> tuple[int, int]:
         return int(found[b"RssAnon"]) << 10, int(found[b"RssFile"]) << 10
     except (OSError, KeyError) as error:
         raise MoteError(f"{_STATUS} does not tell resident memory ({error}); profile on Linux 4.5 or newer") from error
+
+
+@dataclass(frozen=True, slots=True)
+class MappedFiles:
+    """What this process has mapped of the files of a folder, in bytes.
+
+    Attributes:
+        size: addresses.
+        resident: in memory, and mapped here.
+        share: of that, each page divided by the number of processes that have it mapped.
+        anonymous: of that, pages of the process's own: it wrote to them.
+        locked: of that, pages that the system may not drop.
+        ranges: address and size of each mapping.
+    """
+
+    size: int
+    resident: int
+    share: int
+    anonymous: int
+    locked: int
+    ranges: tuple[tuple[int, int], ...]
+
+
+def mapped_files(folder: Path) -> MappedFiles:
+    """The mappings of files in `folder` now; raises MoteError where /proc does not say."""
+    inside, sums = False, dict.fromkeys(("Rss", "Pss", "Anonymous", "Locked"), 0)
+    ranges: list[tuple[int, int]] = []
+    prefix = f"{folder.resolve()}/"
+    try:
+        lines = _MAPS.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise MoteError(f"{_MAPS} does not tell what is mapped ({error}); profile on Linux 4.5 or newer") from error
+    for line in lines:
+        if mapping := _MAPPING.match(line):
+            start, end, path = int(mapping[1], 16), int(mapping[2], 16), mapping[3]
+            inside = path.startswith(prefix)
+            ranges += [(start, end - start)] if inside else []
+        elif inside and (field := _MAPPING_FIELD.match(line)):
+            sums[field[1]] += int(field[2]) << 10
+    size = sum(length for _, length in ranges)
+    return MappedFiles(size, sums["Rss"], sums["Pss"], sums["Anonymous"], sums["Locked"], tuple(ranges))
 
 
 class MemorySampler:
