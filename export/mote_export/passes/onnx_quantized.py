@@ -18,6 +18,7 @@ from mote_export.quantize.base import GROUP_SIZES, QuantizedWeight
 MICROSOFT = "com.microsoft"
 FLOAT32_ACTIVATIONS, INT8_ACTIVATIONS = 1, 4  # of MatMulNBits' accuracy_level
 BYTE, NIBBLE = 8, 4
+ROWS_AT_ONCE = 4096
 
 
 def in_blocks(weight: QuantizedWeight, stored_bits: int) -> tuple[Tensor, Tensor, int]:
@@ -30,12 +31,16 @@ def in_blocks(weight: QuantizedWeight, stored_bits: int) -> tuple[Tensor, Tensor
     rows, cols = weight.codes.shape
     block = weight.group_size if weight.group_size in GROUP_SIZES else DEFAULT_BLOCK
     blocks = -(-cols // block)
-    padded = F.pad(weight.codes, (0, blocks * block - cols))
-    codes = (padded.to(torch.int16) + 2 ** (stored_bits - 1)).to(torch.uint8)
-    if stored_bits == NIBBLE:
-        codes = codes[:, ::2] | (codes[:, 1::2] << NIBBLE)
+    # Some rows at a time: those of a vocabulary take gigabytes in anything wider than codes.
+    codes = [_stored(some, blocks * block, stored_bits) for some in weight.codes.split(ROWS_AT_ONCE)]
     scale = weight.scale.float().expand(rows, blocks)
-    return codes.view(rows, blocks, -1).contiguous(), scale.contiguous(), block
+    return torch.cat(codes).view(rows, blocks, -1), scale.contiguous(), block
+
+
+def _stored(codes: Tensor, width: int, bits: int) -> Tensor:
+    """int8 [N, K] as uint8 [N, width * bits / 8]."""
+    raised = (F.pad(codes, (0, width - codes.shape[1])).to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
+    return raised[:, ::2] | (raised[:, 1::2] << NIBBLE) if bits == NIBBLE else raised
 
 
 class OnnxQuantizedLinear(nn.Module):

@@ -42,10 +42,13 @@ class Bytes(nn.Module):
         self.register_buffer("table", torch.from_numpy(digits.astype(np.float32)))
 
     def pack(self, codes: Array) -> Tensor:
-        padding = [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % self.count)]
-        digits = np.pad(codes.astype(np.int64), padding) + self.offset
-        digits = digits.reshape(*codes.shape[:-1], -1, self.count)
-        return torch.from_numpy((digits * self.base ** np.arange(self.count)).sum(-1).astype(np.uint8))
+        packed = np.zeros((*codes.shape[:-1], -(-codes.shape[-1] // self.count)), np.uint8)
+        for index in range(self.count):
+            place = np.uint8(self.base**index)
+            digits = codes[..., index :: self.count].astype(np.uint8)  # -1 is 255, and the offset makes 0 of it
+            packed[..., : digits.shape[-1]] += (digits + np.uint8(self.offset)) * place
+            packed[..., digits.shape[-1] :] += np.uint8(self.offset) * place
+        return torch.from_numpy(packed)
 
     def forward(self, packed: Tensor) -> Tensor:
         return F.embedding(packed.to(torch.int32), self.table).flatten(-2)
