@@ -8,17 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from mote_export.model import quantizers
+from mote_export.model.quantizers import ternarize, ternarize_matrix
 from mote_export.packing import (
     PACKINGS,
     SHARED_FORMATS,
     Packing,
     dequantize,
     interleave,
+    lines,
     pack_gate_up,
     pack_int4,
     pack_scales,
     quantize_int4,
     quantize_int8,
+    rounding,
     tiles,
     unpack_1_6bit,
     unpack_2bit,
@@ -55,6 +59,31 @@ def test_vectors(name: str, case: dict[str, Any]) -> None:
     assert packed.shape == (tiles(rows, 16), tiles(cols, FORMATS[name].inputs), 64)
     assert packed.tobytes().hex() == case["packed_hex"]
     np.testing.assert_array_equal(FORMATS[name].unpack(packed, rows, cols), values)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_some_rows_at_a_time_are_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = random_values(name, 2, 70, 45)
+    whole = FORMATS[name].pack(values)
+    monkeypatch.setattr(lines, "CODES_AT_ONCE", 32 * 45)
+    np.testing.assert_array_equal(FORMATS[name].pack(values), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_rounded_some_rows_at_a_time(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(23, 70, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight[5] = 0
+    codes, scale = ternarize(weight)
+    whole = [quantize_int4(weight, 32), quantize_int8(weight), (codes.to(torch.int8), scale)]
+    for module in (rounding, quantizers):
+        monkeypatch.setattr(module, "WEIGHTS_AT_ONCE", 4 * 70)
+    for some, expected in zip(
+        (quantize_int4(weight, 32), quantize_int8(weight), ternarize_matrix(weight)), whole, strict=True
+    ):
+        assert all(torch.equal(one, other) for one, other in zip(some, expected, strict=True))
+    assert rounding.all_finite(weight)
+    weight[22, 69] = float("nan")
+    assert not rounding.all_finite(weight)
 
 
 def test_the_vectors_are_those_of_the_formats() -> None:

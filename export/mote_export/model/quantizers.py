@@ -10,6 +10,7 @@ from torch import Tensor
 SCALE_FLOOR = 1e-5
 INT8_MAX = 127.0
 INT8_MIN = -128.0
+WEIGHTS_AT_ONCE = 1 << 18
 
 
 def ternarize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,11 +22,35 @@ def ternarize(weight: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         codes: [..., N, K] in {-1, 0, 1}, float32. scale: [...], float32, mean |W|, at least 1e-5. W is about codes * scale.
     """
-    weight = weight.float()
-    scale = weight.abs().mean(dim=(-2, -1)).clamp(min=SCALE_FLOOR)
+    scale = _absmean(weight)
+    return _ternary_codes(weight, (1.0 / scale)[..., None, None]), scale
+
+
+def ternarize_matrix(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`ternarize` for packing: of one matrix, some rows at a time, so that what is computed on the way stays in the cache.
+
+    Args:
+        weight: [N, K], any float dtype.
+
+    Returns:
+        codes: [N, K] in {-1, 0, 1}, int8. scale: scalar, float32. The numbers are those of `ternarize`.
+    """
+    scale = _absmean(weight)
     inverse = 1.0 / scale
-    codes = (weight * inverse[..., None, None]).round().clamp(-1.0, 1.0)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    rows = max(1, WEIGHTS_AT_ONCE // max(1, weight.shape[1]))
+    for some, result in zip(weight.split(rows), codes.split(rows), strict=True):
+        result.copy_(_ternary_codes(some, inverse))
     return codes, scale
+
+
+def _absmean(weight: Tensor) -> Tensor:
+    """mean |W| of each matrix, in float32."""
+    return weight.to(torch.float32, copy=True).abs_().mean(dim=(-2, -1)).clamp(min=SCALE_FLOOR)
+
+
+def _ternary_codes(weight: Tensor, inverse: Tensor) -> Tensor:
+    return (weight.float() * inverse).round_().clamp_(-1.0, 1.0)
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,14 +4,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mote_export.packing.lines import LANES, from_lines, from_planes, to_lines, to_planes
+from mote_export.packing.lines import LANES, from_lines, from_planes, join_bits, pack_planes
 from mote_export.packing.rounding import absmax_scale, round_to_scale
 
 PLANES = 2
 INPUTS = LANES * PLANES  # of a line
 OFFSET = 8  # the stored code of 0
 LEAST, GREATEST = -8, 7
-SHIFTS = 4 * np.arange(PLANES, dtype=np.uint32)
+BITS = 4
+SHIFTS = BITS * np.arange(PLANES, dtype=np.uint32)
 
 
 def quantize_int4(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
@@ -36,8 +37,7 @@ def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     codes = np.asarray(codes)
     if codes.size and (codes.min() < LEAST or codes.max() > GREATEST):
         raise ValueError(f"int4 codes lie in {LEAST}..{GREATEST}, found {int(codes.min())}..{int(codes.max())}")
-    planes = to_planes((codes + OFFSET).astype(np.uint8), PLANES, OFFSET)
-    return to_lines(np.bitwise_or.reduce(planes << SHIFTS, axis=-1))
+    return pack_planes(codes, PLANES, OFFSET, lambda planes: join_bits(planes, BITS))
 
 
 def unpack_int4(packed: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.int8]:

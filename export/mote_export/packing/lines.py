@@ -4,6 +4,9 @@ Four codes that lie side by side in a plane are consecutive inputs, so they are 
 shifts or multiplies each of its bytes as long as none overflows, and the order of the bytes in it never matters.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +14,7 @@ LAYOUT_VERSION = 1
 LINE = 64  # bytes
 ROWS = 16  # of a line
 LANES = LINE // ROWS  # bytes of a row in a line
-
+CODES_AT_ONCE = 1 << 19  # so that what packing makes of some rows on its way stays in the cache
 
 MAX_WIDTH = 1 << 17  # of docs/operator.md: rows or inputs of a matrix, which keeps every integer sum inside int32
 
@@ -32,6 +35,36 @@ def to_planes(codes: NDArray[np.uint8], planes: int, zero: int) -> NDArray[np.ui
     padded = np.ascontiguousarray(np.pad(codes, padding, constant_values=zero))
     words = padded.view(np.uint32).reshape(*lead, tiles(rows, ROWS), ROWS, tiles(cols, inputs), planes)
     return np.swapaxes(words, -2, -3)
+
+
+def pack_planes(
+    codes: NDArray[Any], planes: int, offset: int, join: Callable[[NDArray[np.uint32]], NDArray[np.uint32]]
+) -> NDArray[np.uint8]:
+    """Integers in lines, some rows at a time.
+
+    Args:
+        codes: [..., N, K]; with `offset`, which is the code of zero, added they lie in 0..255.
+        join: makes of `to_planes`' result one uint32 a row: [..., 16, planes] to [..., 16].
+
+    Returns:
+        uint8 [..., ceil(N/16), ceil(K/(4*planes)), 64].
+    """
+    *lead, rows, cols = codes.shape
+    words = np.empty((*lead, tiles(rows, ROWS), tiles(cols, LANES * planes), ROWS), np.uint32)
+    row_tiles = max(1, CODES_AT_ONCE // (ROWS * max(1, cols)))
+    for index in np.ndindex(*lead):
+        for tile in range(0, tiles(rows, ROWS), row_tiles):
+            some = codes[index][tile * ROWS : (tile + row_tiles) * ROWS]
+            words[index][tile : tile + row_tiles] = join(to_planes((some + offset).astype(np.uint8), planes, offset))
+    return to_lines(words)
+
+
+def join_bits(planes: NDArray[np.uint32], bits: int) -> NDArray[np.uint32]:
+    """Planes of codes of so many bits, [..., P], side by side in one word, the first in the lowest bits."""
+    words = planes[..., 0].copy()
+    for plane in range(1, planes.shape[-1]):
+        words |= planes[..., plane] << np.uint32(bits * plane)
+    return words
 
 
 def from_planes(planes: NDArray[np.uint32], rows: int, cols: int) -> NDArray[np.uint8]:

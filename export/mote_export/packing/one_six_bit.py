@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from mote_export.packing.lines import LANES, check_ternary, from_lines, from_planes, to_lines, to_planes
+from mote_export.packing.lines import LANES, check_ternary, from_lines, from_planes, pack_planes
 
 PLANES = 5
 INPUTS = LANES * PLANES  # of a line
@@ -28,11 +28,14 @@ def pack_1_6bit(ternary: NDArray[np.int8]) -> NDArray[np.uint8]:
     """
     ternary = np.asarray(ternary)
     check_ternary(ternary)
-    planes = to_planes((ternary + 1).astype(np.uint8), PLANES, ZERO_CODE)
+    return pack_planes(ternary, PLANES, ZERO_CODE, _join_digits)
+
+
+def _join_digits(planes: NDArray[np.uint32]) -> NDArray[np.uint32]:
     words = planes[..., 0].copy()
     for plane in range(1, PLANES):
         words += planes[..., plane] * POWERS[plane]
-    return to_lines(words)
+    return words
 
 
 def unpack_1_6bit(packed: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.int8]:

@@ -3,12 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from mote_export.packing.lines import LANES, check_ternary, from_lines, from_planes, to_lines, to_planes
+from mote_export.packing.lines import LANES, check_ternary, from_lines, from_planes, join_bits, pack_planes
 
 PLANES = 4
 INPUTS = LANES * PLANES  # of a line
 ZERO_CODE = 1  # the code of t = 0
-SHIFTS = 2 * np.arange(PLANES, dtype=np.uint32)
+BITS = 2
+SHIFTS = BITS * np.arange(PLANES, dtype=np.uint32)
 
 
 def pack_2bit(ternary: NDArray[np.int8]) -> NDArray[np.uint8]:
@@ -25,8 +26,7 @@ def pack_2bit(ternary: NDArray[np.int8]) -> NDArray[np.uint8]:
     """
     ternary = np.asarray(ternary)
     check_ternary(ternary)
-    planes = to_planes((ternary + 1).astype(np.uint8), PLANES, ZERO_CODE)
-    return to_lines(np.bitwise_or.reduce(planes << SHIFTS, axis=-1))
+    return pack_planes(ternary, PLANES, ZERO_CODE, lambda planes: join_bits(planes, BITS))
 
 
 def unpack_2bit(packed: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.int8]:

@@ -5,19 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from mote_export.defaults import DEFAULT_QUANTIZER, DEFAULT_SHARED_GROUP_SIZE
 from mote_export.packing import dequantize
-from mote_export.packing.rounding import round_to_scale
+from mote_export.packing.rounding import all_finite, round_to_scale, rows_at_once
 from mote_runtime.errors import MoteError
 
 Bits = Literal[8, 4, 3]
 GROUP_SIZES = (32, 64, 128)
 PER_ROW = 0
 SCALE_BYTES = 2  # bfloat16
-BLOCK_ROWS = 4096
 # The least and the greatest code. Those of 8 bits are symmetric, as the operators that multiply int8 by int8 want them.
 CODES: dict[int, tuple[int, int]] = {8: (-127, 127), 4: (-8, 7), 3: (-4, 3)}
 
@@ -70,12 +68,18 @@ class Rounding:
 
     @classmethod
     def of(cls, weights: Tensor, rounded: Tensor) -> "Rounding":
-        """From weights of one shape before and after; some rows at a time, as those of a vocabulary take gigabytes in float64."""
+        """From weights of one shape before and after, some rows at a time."""
         result = cls()
-        for before, after in zip(weights.detach().split(BLOCK_ROWS), rounded.split(BLOCK_ROWS), strict=True):
-            exact = before.double()
-            result += cls(float((after.double() - exact).square().sum()), float(exact.square().sum()))
+        count = rows_at_once(weights)
+        for before, after in zip(weights.detach().split(count), rounded.split(count), strict=True):
+            result += cls._of_some(before, after)
         return result
+
+    @classmethod
+    def _of_some(cls, weights: Tensor, rounded: Tensor) -> "Rounding":
+        exact = weights.double()
+        squares = float(exact.square().sum())
+        return cls(float(exact.sub_(rounded).square_().sum()), squares)
 
     def __add__(self, other: "Rounding") -> "Rounding":
         return Rounding(self.changed + other.changed, self.weights + other.weights)
@@ -108,7 +112,11 @@ class QuantizedWeight:
 
     def rounding(self, weight: Tensor) -> Rounding:
         """What became of `weight` [N, K]."""
-        return Rounding.of(weight, self.dequantize())
+        result, count = Rounding(), rows_at_once(weight)
+        parts = (tensor.split(count) for tensor in (weight.detach(), self.codes, self.scale))
+        for some, codes, scale in zip(*parts, strict=True):
+            result += Rounding._of_some(some, dequantize(codes, scale, self.group_size))
+        return result
 
     @property
     def code_bytes(self) -> int:
@@ -119,7 +127,7 @@ class QuantizedWeight:
         return self.scale.numel() * SCALE_BYTES
 
 
-# (weight float32 [N, K], group size, least code, greatest code) to scales bfloat16 [N, ceil(K / group size)].
+# (weight [N, K] in float32 or bfloat16, group size, least code, greatest code) to scales bfloat16 [N, ceil(K / group size)].
 ChooseScale = Callable[[Tensor, int, int, int], Tensor]
 
 
@@ -142,8 +150,8 @@ def quantize_with(choose_scale: ChooseScale, weight: Tensor, bits: int, group_si
         raise MoteError(
             f"weights of shape {list(weight.shape)} cannot be quantized, expected a matrix [outputs, inputs]."
         )
-    weight = weight.detach().float()
-    if not bool(torch.isfinite(weight).all()):
+    weight = weight.detach()
+    if not all_finite(weight):
         raise MoteError("weights to be quantized contain NaN or infinity.")
     least, greatest = CODES[bits]
     group = group_size or weight.shape[1]
