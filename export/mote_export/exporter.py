@@ -193,8 +193,9 @@ class _Job:
 def check_pack(checkpoint: Checkpoint, pack: PackOptions) -> None:
     """Raises MoteError for a format of experts that the model does not have, which would else be kept in silence."""
     settings = checkpoint.model.config.moe_settings
-    assert settings is not None  # load_checkpoint refuses models without MoTE layers
-    if settings.experts != "full" and pack.full_experts != DEFAULT_FULL_EXPERTS:
+    if settings is None and pack.full_experts != DEFAULT_FULL_EXPERTS:
+        raise MoteError(f"full_experts is {pack.full_experts!r}, but {checkpoint.name!r} has no experts: leave it out.")
+    if settings is not None and settings.experts != "full" and pack.full_experts != DEFAULT_FULL_EXPERTS:
         raise MoteError(
             f"full_experts is {pack.full_experts!r}, but the routed experts of {checkpoint.name!r} are ternary: leave it out."
         )

@@ -87,12 +87,12 @@ def num_image_tokens(checkpoint: Checkpoint) -> int | None:
 def moe_spec(checkpoint: Checkpoint, pack: PackOptions) -> MoeSpec:
     config = checkpoint.model.config
     settings = config.moe_settings
-    assert settings is not None  # load_checkpoint refuses models without MoTE layers
+    has_ternary_experts = settings is not None and settings.experts == "ternary"
     return MoeSpec(
-        layers=settings.layers if settings.experts == "ternary" else (),
-        num_experts=settings.num_experts,
-        top_k=settings.top_k,
-        normalize_topk=settings.normalize_topk,
+        layers=settings.layers if settings is not None and has_ternary_experts else (),
+        num_experts=1 if settings is None else settings.num_experts,  # BitNet's one FFN a layer
+        top_k=1 if settings is None else settings.top_k,
+        normalize_topk=settings is not None and settings.normalize_topk,
         intermediate_size=config.text_config.intermediate_size,
         packing=pack.packing,
         layout_version=LAYOUT_VERSION,

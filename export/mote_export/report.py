@@ -7,7 +7,13 @@ from torch import Tensor
 
 from mote_export.memory import FLOAT32_BYTES, full_precision_bytes, mote_bytes
 from mote_export.model import MoteModel
-from mote_export.passes import PackedMoteLayer, QuantizedEmbedding, QuantizedLinear, StockMoeLayer
+from mote_export.passes import (
+    PackedMoteLayer,
+    PackedTernaryLinear,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    StockMoeLayer,
+)
 from mote_export.quantize import Rounding
 
 SHARED_INPUTS = "shared_"  # how the operator's inputs of the shared expert begin
@@ -15,7 +21,9 @@ SHARED_INPUTS = "shared_"  # how the operator's inputs of the shared expert begi
 
 @dataclass(frozen=True)
 class ExpertMemory:
-    """Bytes. F is the number of FFN parameters of all MoTE layers, 3 * hidden * intermediate * layers; E experts.
+    """Bytes; of a BitNet model, which has no experts, those of its ternary linear layers.
+
+    F is the number of FFN parameters of all MoTE layers, 3 * hidden * intermediate * layers; E experts.
 
     Attributes:
         full_precision: E experts in BF16, E * 2F: what MoE-LLaVA holds (MoTE paper, section 4).
@@ -25,7 +33,9 @@ class ExpertMemory:
         shared: shared experts of this export as they are stored, with their scales and padding.
         packed_bits, shared_bits: bits a weight that `packed` and `shared` come to.
         packed_codes: `packed` at the bits of a code; a baseline's 3-bit codes are stored in 4.
-        routed_rounding: as `shared_rounding`, of a baseline's routed experts.
+        routed_rounding: as `shared_rounding`, of a baseline's routed experts; of ternary linear layers, each of which counts alike,
+            what rounding them to ternary weights changed.
+        has_experts: False for a BitNet model.
         shared_rounding: root mean square of what storing changed in the weights of the shared experts, in units of that of
             the weights; 0 where every weight of the checkpoint is kept.
     """
@@ -40,6 +50,7 @@ class ExpertMemory:
     shared_rounding: float
     packed_codes: int = 0
     routed_rounding: float = 0.0
+    has_experts: bool = True
 
     @property
     def total(self) -> int:
@@ -50,7 +61,8 @@ def expert_memory(packed_model: MoteModel) -> ExpertMemory:
     """Counts a model after the pack-ternary-experts pass."""
     layers = [module for module in packed_model.modules() if isinstance(module, PackedMoteLayer)]
     if not layers:
-        return _baseline_memory([module for module in packed_model.modules() if isinstance(module, StockMoeLayer)])
+        baseline = [module for module in packed_model.modules() if isinstance(module, StockMoeLayer)]
+        return _baseline_memory(baseline) if baseline else _ternary_memory(packed_model)
     experts = layers[0].experts
     parameters = 3 * experts.hidden_size * experts.intermediate_size * len(layers)
     inside = [named for layer in layers for named in layer.experts.named_buffers()]
@@ -87,6 +99,26 @@ def _baseline_memory(layers: Sequence[StockMoeLayer]) -> ExpertMemory:
         shared_rounding=0.0,
         packed_codes=sum(linear.quantized_weight().code_bytes for linear in linears) or packed,
         routed_rounding=sum((linear.rounding for linear in linears), Rounding()).relative,
+    )
+
+
+def _ternary_memory(packed_model: MoteModel) -> ExpertMemory:
+    """Of a BitNet model, which has no experts."""
+    linears = [module for module in packed_model.modules() if isinstance(module, PackedTernaryLinear)]
+    parameters = sum(linear.in_features * linear.out_features for linear in linears)
+    packed = sum(linear.packed.nbytes for linear in linears)
+    return ExpertMemory(
+        full_precision=full_precision_bytes(parameters, 1),
+        formula=parameters // 4,
+        packed=packed,
+        scales_and_routers=sum(linear.scale.nbytes for linear in linears),
+        shared=0,
+        packed_bits=8 * packed / parameters,
+        shared_bits=0.0,
+        shared_rounding=0.0,
+        packed_codes=packed,
+        routed_rounding=sum((Rounding(linear.error**2, 1.0) for linear in linears), Rounding()).relative,
+        has_experts=False,
     )
 
 

@@ -34,6 +34,8 @@ from mote_export.defaults import (
 from mote_runtime.manifest import GROUPED_SHARED_EXPERT, PACKINGS, SHARED_EXPERTS, SHARED_GROUP_SIZES
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mote_export.exporter import ExportResult
     from mote_export.report import ExpertMemory
 
@@ -345,11 +347,30 @@ def _describe_baseline(memory: "ExpertMemory") -> str:
 
 def _print_report(results: "Sequence[ExportResult]") -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
     memory = results[0].memory
-    is_baseline = not results[0].memory.shared
+    if memory.has_experts:
+        _print_experts(console, memory)
+    else:
+        console.print(_describe_ternary(memory), highlight=False)
+    _print_targets(console, results)
+
+
+def _describe_ternary(memory: "ExpertMemory") -> str:
+    text = (
+        f"Ternary linear layers: {memory.total / MIB:.2f} MiB ({memory.packed_bits:.2f} bits a weight), "
+        f"{memory.total / memory.full_precision:.1%} of what they take in BF16."
+    )
+    if memory.routed_rounding:
+        text += f" Some were not ternary, and rounded by {memory.routed_rounding:.2%} (root mean square over all)."
+    return text
+
+
+def _print_experts(console: "Console", memory: "ExpertMemory") -> None:
+    from rich.table import Table
+
+    is_baseline = not memory.shared
     table = Table(title="Memory of the experts", title_justify="left")
     table.add_column("")
     table.add_column("MiB", justify="right")
@@ -371,6 +392,9 @@ def _print_report(results: "Sequence[ExportResult]") -> None:
         console.print(_describe_baseline(memory), highlight=False)
     else:
         console.print(_describe_rounding(memory.shared_rounding), highlight=False)
+
+
+def _print_targets(console: "Console", results: "Sequence[ExportResult]") -> None:
     for part in results[0].stored:
         console.print(
             f"{part.part}: {part.parameters:,} weights as {part.format}, {part.bytes / MIB:.2f} MiB with their scales, rounded by "

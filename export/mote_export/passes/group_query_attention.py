@@ -18,8 +18,8 @@ class GroupQueryAttention(nn.Module):
     """Projections and one GroupQueryAttention node.
 
     forward: hidden_states [b, s, hidden], past key and value [b, kv_heads, past, head_dim], seqlens_k int32 [b] (valid
-    tokens after this step, minus 1), total_length int32, cos and sin [context, rotary_dim / 2]; returns the output [b, s, hidden] and
-    the present key and value.
+    tokens after this step, minus 1), total_length int32, cos and sin [context, rotary_dim / 2]; returns the output [b, s, hidden]
+    and the present key and value.
     """
 
     def __init__(self, attention: Any) -> None:

@@ -81,16 +81,18 @@ def ternary_weight(module: nn.Module, force: bool = False) -> TernaryWeight:
     return TernaryWeight(codes, (unit * module.weight_scale.float()).reshape(1), error)
 
 
-def _check(module: nn.Module, force: bool) -> str | None:
+def _check(module: nn.Module, force: bool, found: list[TernaryWeight]) -> str | None:
+    """None, after the weights were put into `found`; or the reason why the layer cannot be rewritten."""
     if module.bias is not None:
         return "it has a bias, which the operator has not"
     widest = max(module.in_features, module.out_features)
     if widest > MAX_WIDTH:
         return f"it has {widest} rows or columns, at most {MAX_WIDTH} can be packed"
     try:
-        scale = ternary_weight(module, force).scale
+        found.append(ternary_weight(module, force))
     except MoteError as error:
         return str(error)
+    scale = found[0].scale
     if not (bool(torch.isfinite(scale).all()) and float(scale) >= 0):
         return f"its scale is {float(scale)}, expected a finite number of at least 0"
     return None
@@ -104,12 +106,18 @@ def pack_ternary_linear(packing: str = DEFAULT_PACKING, *, ternarize: bool = Fal
             what that changed.
     """
 
+    found: list[TernaryWeight] = []  # of the last layer that was checked, so that its weights are read once
+
+    def check(module: nn.Module) -> str | None:
+        found.clear()
+        return _check(module, ternarize, found)
+
     def rewrite(module: nn.Module) -> nn.Module:
-        return PackedTernaryLinear(ternary_weight(module, ternarize), packing, module.rms_norm)  # type: ignore[arg-type]
+        return PackedTernaryLinear(found.pop(), packing, module.rms_norm)  # type: ignore[arg-type]
 
     return ModulePass(
         name="pack-ternary-linear",
         pattern=lambda module: isinstance(module, AutoBitLinear | BitLinear),
-        check=lambda module: _check(module, ternarize),
+        check=check,
         rewrite=rewrite,
     )
