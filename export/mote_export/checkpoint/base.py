@@ -222,6 +222,18 @@ def _check_state(
         check_kind(source, name, tensor.shape, expected[name], tensor.dtype)
 
 
+def drop_tied_head(path: Path, tensors: Mapping[str, TensorSource], embedding: str) -> dict[str, TensorSource]:
+    """Without the output layer, which the configuration ties to the embedding. Raises CheckpointError where it differs."""
+    head = tensors.get(LM_HEAD)
+    if head is not None and embedding in tensors:
+        other = tensors[embedding]
+        if (head.shape, head.dtype) != (other.shape, other.dtype) or not torch.equal(head.read(), other.read()):
+            raise CheckpointError(
+                f"{path} has {LM_HEAD} with other values than the embedding, but its configuration ties them: which one is meant?"
+            )
+    return {name: tensor for name, tensor in tensors.items() if name != LM_HEAD}
+
+
 def build_skeleton(source: Path, config: PretrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
     """The model of a configuration on torch's meta device: names and shapes, no memory. Raises CheckpointError."""
     try:

@@ -21,6 +21,7 @@ from mote_export.checkpoint.base import (
     OpenCheckpoint,
     build_skeleton,
     check_names,
+    drop_tied_head,
     open_checkpoint,
     parse_config,
     refuse_keys,
@@ -182,18 +183,6 @@ def _named(path: Path, stored: Mapping[str, TensorSource], is_tied: bool) -> dic
             f"{path} has a ternary output layer, which mote does not read: expected one that is not converted."
         )
     return drop_tied_head(path, found, f"{OUR_DECODER}embed_tokens.weight") if is_tied else found
-
-
-def drop_tied_head(path: Path, tensors: Mapping[str, TensorSource], embedding: str) -> dict[str, TensorSource]:
-    """Without the output layer, which the configuration ties to the embedding. Raises CheckpointError where it differs."""
-    head = tensors.get(LM_HEAD)
-    if head is not None and embedding in tensors:
-        other = tensors[embedding]
-        if (head.shape, head.dtype) != (other.shape, other.dtype) or not torch.equal(head.read(), other.read()):
-            raise CheckpointError(
-                f"{path} has {LM_HEAD} with other values than the embedding, but its configuration ties them: which one is meant?"
-            )
-    return {name: tensor for name, tensor in tensors.items() if name != LM_HEAD}
 
 
 def _decoded(

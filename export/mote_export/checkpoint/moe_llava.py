@@ -21,6 +21,7 @@ from mote_export.checkpoint.base import (
     CheckpointError,
     CheckpointFormat,
     OpenCheckpoint,
+    drop_tied_head,
     open_checkpoint,
     refuse_keys,
 )
@@ -101,9 +102,11 @@ def open_moe_llava(path: Path, vision_tower: Path | None = None) -> OpenCheckpoi
     moe, counts = _moe_settings(path, config)
     text = _text_config(path, config)
     tensors = _decoder_tensors(path, stored, counts)
+    if config.get("tie_word_embeddings"):
+        tensors = drop_tied_head(path, tensors, f"{OUR_DECODER}embed_tokens.weight")
     if config.get("mm_image_tower") is None:
-        values = {"model_type": MoteTextConfig.model_type, "text_config": text, "moe": moe}
-        return open_checkpoint(path, path.resolve().name, _with_ids(values, config), tensors, files)
+        text_model = {"model_type": MoteTextConfig.model_type, "text_config": text | _end_tokens(config), "moe": moe}
+        return open_checkpoint(path, path.resolve().name, text_model, tensors, files)
     tower = _tower(path, config, vision_tower)
     tensors |= _tower_tensors(path, stored, config["mm_image_tower"], vision_tower)
     tensors |= _projector_tensors(path, config, stored)
@@ -192,8 +195,8 @@ def _text_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**text, "model_type": model_type}
 
 
-def _with_ids(values: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    return values | {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}
+def _end_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}
 
 
 def _decoder_tensors(
