@@ -1,11 +1,13 @@
 // ExecuTorch: `model.pte` of a folder, mapped, through the methods that ExecuTorch's own LLM runners call. The KV cache is inside the
 // program and starts anew at position 0.
 #include <dlfcn.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <numeric>
 #include <utility>
@@ -16,6 +18,7 @@
 #include <executorch/runtime/platform/platform.h>
 
 #include "check.h"
+#include "chunks.h"
 #include "file.h"
 #include "session.h"
 
@@ -38,9 +41,45 @@ using ::executorch::extension::from_blob;
 using ::executorch::extension::Module;
 using ::executorch::runtime::Error;
 using ::executorch::runtime::EValue;
+using ::executorch::runtime::HierarchicalAllocator;
+using ::executorch::runtime::Span;
 using ::executorch::runtime::TensorInfo;
 
 constexpr int32_t kAny = -1;
+
+/// The memory that a method was planned for, activations and KV cache. ExecuTorch's own is cleared, and so resident, from the start;
+/// pages of the system's are there when they are written to: a long context costs what is used of it.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    for (const auto& buffer : buffers_) munmap(buffer.data(), buffer.size());
+  }
+
+  Status reserve(const char* method, const ::executorch::runtime::MethodMeta& meta);
+  HierarchicalAllocator* allocator() { return allocator_.get(); }
+
+ private:
+  std::vector<Span<uint8_t>> buffers_;
+  std::unique_ptr<HierarchicalAllocator> allocator_;
+};
+
+Status Arena::reserve(const char* method, const ::executorch::runtime::MethodMeta& meta) {
+  for (size_t i = 0; i < meta.num_memory_planned_buffers(); ++i) {
+    const auto bytes = meta.memory_planned_buffer_size(i);
+    if (!bytes.ok() || *bytes < 0) return Status::error("model.pte: %s does not say what memory it needs", method);
+    const auto size = static_cast<size_t>(std::max<int64_t>(*bytes, 1));
+    void* pages = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) {
+      return Status::error("no memory for %s: it was planned for %zu bytes; export with a shorter context", method, size);
+    }
+    buffers_.emplace_back(static_cast<uint8_t*>(pages), size);
+  }
+  allocator_ = std::make_unique<HierarchicalAllocator>(Span<Span<uint8_t>>(buffers_.data(), buffers_.size()));
+  return Status::ok();
+}
 
 class ExecuTorchSession : public Session {
  public:
@@ -66,12 +105,13 @@ class ExecuTorchSession : public Session {
              std::vector<float>* out);
 
   SessionOptions options_;
+  std::map<std::string, Arena> arenas_;  // outlive the module
   std::unique_ptr<Module> module_;
   ETDumpGen* tracer_ = nullptr;  // the module's
   size_t hidden_size_ = 0;
   size_t vocab_size_ = 0;
   size_t features_per_image_ = 0;
-  size_t max_seq_len_ = 0;
+  size_t chunk_ = 0;
   size_t position_ = 0;
 };
 
@@ -155,7 +195,8 @@ Status ExecuTorchSession::open(const SessionOptions& options) {
     features_per_image_ = static_cast<size_t>(shape[1]);
   }
   size_t context = 0;
-  RETURN_IF_ERROR(read_constant("get_max_seq_len", 1, &max_seq_len_));
+  RETURN_IF_ERROR(read_constant("get_max_seq_len", 1, &chunk_));
+  chunk_ = std::min(chunk_, kPrefillChunk);
   return read_constant("get_max_context_len", static_cast<int64_t>(options.context_length), &context);
 }
 
@@ -186,7 +227,10 @@ Status ExecuTorchSession::load_method(const char* method, std::vector<int32_t> i
     return Status::error("model.pte: %s takes or returns values of another type than exports of mote", method);
   }
   found->assign(out->sizes().begin(), out->sizes().end());
-  const Error error = module_->load_method(method, nullptr, tracer_);
+  if (module_->is_method_loaded(method)) return Status::ok();
+  Arena& arena = arenas_[method];
+  RETURN_IF_ERROR(arena.reserve(method, *meta));
+  const Error error = module_->load_method(method, arena.allocator(), tracer_);
   return error == Error::Ok ? Status::ok() : failed("load", method, error);
 }
 
@@ -234,9 +278,9 @@ Status ExecuTorchSession::encode_images(const float* pixels, size_t num_images, 
 Status ExecuTorchSession::embed(const std::vector<int64_t>& ids, int64_t image_token_id,
                                 const std::vector<float>& features, std::vector<float>* embeddings) {
   embeddings->clear();
-  for (size_t start = 0; start < ids.size(); start += max_seq_len_) {
-    const auto count = static_cast<int32_t>(std::min(max_seq_len_, ids.size() - start));
-    const auto piece = from_blob(const_cast<int64_t*>(ids.data()) + start, {1, count}, ScalarType::Long);
+  for (const Chunk& chunk : chunks(ids.size(), chunk_)) {
+    const auto count = static_cast<int32_t>(chunk.count);
+    const auto piece = from_blob(const_cast<int64_t*>(ids.data()) + chunk.start, {1, count}, ScalarType::Long);
     RETURN_IF_ERROR(run("token_embedding", {*piece}, {1, count, static_cast<int32_t>(hidden_size_)}, embeddings));
   }
   auto row = features.begin();
@@ -254,8 +298,7 @@ Status ExecuTorchSession::decode(const std::vector<float>& embeddings, std::vect
     return Status::error("%zu positions after %zu do not fit the context of %zu", total, position_,
                          options_.context_length);
   }
-  for (size_t start = 0; start < total; start += max_seq_len_) {
-    const size_t count = std::min(max_seq_len_, total - start);
+  for (const auto& [start, count] : chunks(total, chunk_)) {
     std::vector<int64_t> positions(count);
     std::iota(positions.begin(), positions.end(), static_cast<int64_t>(position_));
     const auto piece = from_blob(const_cast<float*>(embeddings.data()) + start * hidden_size_,

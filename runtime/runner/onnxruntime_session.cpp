@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -14,6 +15,7 @@
 
 #include "../onnxruntime/ort_abi.h"
 #include "check.h"
+#include "chunks.h"
 #include "file.h"
 
 namespace mote::runner {
@@ -102,6 +104,9 @@ class OnnxRuntimeSession : public Session {
   Status check_graphs();
   Status check_cache();
   Status bind_cache();
+  Status encode_image(const float* pixels, std::vector<float>* features);
+  Status embed_chunk(const int64_t* ids, size_t count, const float* features, size_t rows, float* embeddings);
+  Status append(const float* embeddings, size_t count);
   Status make_tensor(void* data, size_t bytes, const std::vector<int64_t>& shape, int type,
                      Owned<OrtValue>* value) const;
   Status bind(const char* name, bool input, const Owned<OrtValue>& value);
@@ -347,11 +352,19 @@ Status OnnxRuntimeSession::bind(const char* name, bool input, const Owned<OrtVal
   return check((input ? api_->BindInput : api_->BindOutput)(binding_.get(), name, value.get()), "bind");
 }
 
+/// One after another, with the memory of one.
 Status OnnxRuntimeSession::encode_images(const float* pixels, size_t num_images, std::vector<float>* features) {
-  const std::vector<int64_t> shape = {1, static_cast<int64_t>(num_images),
-                                      static_cast<int64_t>(options_.channels), static_cast<int64_t>(options_.height),
-                                      static_cast<int64_t>(options_.width)};
-  const size_t count = num_images * options_.channels * options_.height * options_.width;
+  features->clear();
+  const size_t values = options_.channels * options_.height * options_.width;
+  for (size_t i = 0; i < num_images; ++i) RETURN_IF_ERROR(encode_image(pixels + i * values, features));
+  return Status::ok();
+}
+
+/// Appends the features of one image.
+Status OnnxRuntimeSession::encode_image(const float* pixels, std::vector<float>* features) {
+  const std::vector<int64_t> shape = {1, 1, static_cast<int64_t>(options_.channels),
+                                      static_cast<int64_t>(options_.height), static_cast<int64_t>(options_.width)};
+  const size_t count = options_.channels * options_.height * options_.width;
   Owned<OrtValue> input;
   RETURN_IF_ERROR(make_tensor(const_cast<float*>(pixels), count * sizeof(float), shape, mote::ort::kFloat, &input));
   const char* input_names[] = {"pixel_values"};
@@ -375,24 +388,43 @@ Status OnnxRuntimeSession::encode_images(const float* pixels, size_t num_images,
   void* data = nullptr;
   RETURN_IF_ERROR(check(api_->GetTensorMutableData(result, &data), "read a tensor"));
   const auto* values = static_cast<const float*>(data);
-  features->assign(values, values + static_cast<size_t>(found.shape[0]) * hidden_size_);
+  features->insert(features->end(), values, values + static_cast<size_t>(found.shape[0]) * hidden_size_);
   return Status::ok();
 }
 
-Status OnnxRuntimeSession::embed(const std::vector<int64_t>& ids, int64_t, const std::vector<float>& features,
-                                 std::vector<float>* embeddings) {
-  const auto count = static_cast<int64_t>(ids.size()), hidden = static_cast<int64_t>(hidden_size_);
-  const auto rows = static_cast<int64_t>(features.size() / hidden_size_);
+Status OnnxRuntimeSession::embed(const std::vector<int64_t>& ids, int64_t image_token_id,
+                                 const std::vector<float>& features, std::vector<float>* embeddings) {
   embeddings->resize(ids.size() * hidden_size_);
+  size_t taken = 0;
+  for (const auto& [start, count] : chunks(ids.size(), kPrefillChunk)) {
+    const int64_t* piece = ids.data() + start;
+    const size_t rows =
+        features.empty() ? 0 : static_cast<size_t>(std::count(piece, piece + count, image_token_id));
+    if ((taken + rows) * hidden_size_ > features.size()) {
+      return Status::error("the prompt has more image tokens than features, of which there are %zu",
+                           features.size() / hidden_size_);
+    }
+    RETURN_IF_ERROR(embed_chunk(piece, count, features.data() + taken * hidden_size_, rows,
+                                embeddings->data() + start * hidden_size_));
+    taken += rows;
+  }
+  return Status::ok();
+}
+
+/// Embeddings [count, hidden] of as many ids, with `rows` rows of features for the image tokens among them.
+Status OnnxRuntimeSession::embed_chunk(const int64_t* ids, size_t count, const float* features, size_t rows,
+                                       float* embeddings) {
+  const auto length = static_cast<int64_t>(count), hidden = static_cast<int64_t>(hidden_size_);
   Owned<OrtValue> id_tensor, feature_tensor, output;
-  RETURN_IF_ERROR(make_tensor(const_cast<int64_t*>(ids.data()), ids.size() * sizeof(int64_t), {1, count},
-                              mote::ort::kInt64, &id_tensor));
+  RETURN_IF_ERROR(make_tensor(const_cast<int64_t*>(ids), count * sizeof(int64_t), {1, length}, mote::ort::kInt64,
+                              &id_tensor));
   // Without images it wants no rows, but memory all the same.
   float nothing = 0.0f;
-  void* data = features.empty() ? &nothing : const_cast<float*>(features.data());
-  RETURN_IF_ERROR(make_tensor(data, features.size() * sizeof(float), {rows, hidden}, mote::ort::kFloat, &feature_tensor));
-  RETURN_IF_ERROR(make_tensor(embeddings->data(), embeddings->size() * sizeof(float), {1, count, hidden},
-                              mote::ort::kFloat, &output));
+  void* data = rows == 0 ? &nothing : const_cast<float*>(features);
+  RETURN_IF_ERROR(make_tensor(data, rows * hidden_size_ * sizeof(float), {static_cast<int64_t>(rows), hidden},
+                              mote::ort::kFloat, &feature_tensor));
+  RETURN_IF_ERROR(make_tensor(embeddings, count * hidden_size_ * sizeof(float), {1, length, hidden}, mote::ort::kFloat,
+                              &output));
   const char* input_names[] = {"input_ids", "image_features"};
   const OrtValue* inputs[] = {id_tensor.get(), feature_tensor.get()};
   const char* output_names[] = {"inputs_embeds"};
@@ -403,14 +435,22 @@ Status OnnxRuntimeSession::embed(const std::vector<int64_t>& ids, int64_t, const
 }
 
 Status OnnxRuntimeSession::decode(const std::vector<float>& embeddings, std::vector<float>* logits) {
-  const size_t count = embeddings.size() / hidden_size_;
-  if (count == 0 || count > options_.context_length - position_) {
-    return Status::error("%zu positions after %zu do not fit the context of %zu", count, position_,
+  const size_t total = embeddings.size() / hidden_size_;
+  if (total == 0 || total > options_.context_length - position_) {
+    return Status::error("%zu positions after %zu do not fit the context of %zu", total, position_,
                          options_.context_length);
   }
+  for (const auto& [start, count] : chunks(total, kPrefillChunk)) {
+    RETURN_IF_ERROR(append(embeddings.data() + start * hidden_size_, count));
+  }
+  *logits = logits_;
+  return Status::ok();
+}
+
+Status OnnxRuntimeSession::append(const float* embeddings, size_t count) {
   const size_t total = position_ + count;
   Owned<OrtValue> input, mask;
-  RETURN_IF_ERROR(make_tensor(const_cast<float*>(embeddings.data()), embeddings.size() * sizeof(float),
+  RETURN_IF_ERROR(make_tensor(const_cast<float*>(embeddings), count * hidden_size_ * sizeof(float),
                               {1, static_cast<int64_t>(count), static_cast<int64_t>(hidden_size_)}, mote::ort::kFloat,
                               &input));
   RETURN_IF_ERROR(make_tensor(mask_.data(), total * sizeof(int64_t), {1, static_cast<int64_t>(total)},
@@ -419,7 +459,6 @@ Status OnnxRuntimeSession::decode(const std::vector<float>& embeddings, std::vec
   RETURN_IF_ERROR(bind("attention_mask", true, mask));
   RETURN_IF_ERROR(check(api_->RunWithBinding(decoder_.session.get(), nullptr, binding_.get()), "run model.onnx"));
   position_ = total;
-  *logits = logits_;
   return Status::ok();
 }
 
