@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mote_export import __version__
+from mote_export.cli import rewrite_onnx
 from mote_export.defaults import (
     DEFAULT_CONTEXT,
     DEFAULT_EMBEDDING,
@@ -51,6 +52,7 @@ examples:
   mote-export model.pt --target onnx -o phone     ONNX Runtime only, into ./phone
   mote-export model.pt --shared-expert int4 --packing 1.6bit      the smallest files
   mote-export model.pt --sample cat.png "What is this?"   verify on your own picture, too
+  mote-export model.onnx                          pack the ternary weights of an ONNX model, into ./model-export/model.onnx
 
 exit codes: 0 exported and verified (unless --no-verify), 1 failed (nothing was written), 2 wrong usage, 130 interrupted
 """
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    rewrite_onnx.check_options(parser, arguments, _written_out(argv))
     if arguments.no_verify and arguments.sample:
         parser.error("--sample is for verification, which --no-verify switches off")
     if arguments.shared_group_size is not None and arguments.shared_expert != GROUPED_SHARED_EXPERT:
@@ -83,8 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, interrupt)  # leave nothing behind then, either
     if not arguments.verbose:
         silence_libraries()
+    is_onnx = rewrite_onnx.is_onnx(arguments.model)
     try:
-        results = _export(arguments)
+        if is_onnx:
+            rewritten = rewrite_onnx.run(arguments, arguments.output or default_output(arguments.model))
+        else:
+            results = _export(arguments)
     except KeyboardInterrupt:
         print("mote-export: interrupted, nothing was written.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -93,7 +100,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mote-export: {sentence(error)}", file=sys.stderr)
         return EXIT_FAILURE
+    if is_onnx:
+        return rewrite_onnx.report(rewritten, as_json=arguments.json)
     return _report(results, as_json=arguments.json)
+
+
+def _written_out(argv: Sequence[str] | None) -> set[str]:
+    """The names of the arguments that are there, as opposed to those that have their defaults."""
+    parser = _parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return set(vars(parser.parse_args(argv)))
 
 
 def _export(arguments: argparse.Namespace) -> "list[ExportResult]":
@@ -163,7 +180,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="model.pt, or a folder of save_pretrained")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="model.pt, a folder of save_pretrained, or a model.onnx"
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="absent or empty folder (default: MODEL-export)"
@@ -197,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         help="ONNX operator set (default: %(default)s)",
     )
     _add_weight_options(parser)
+    rewrite_onnx.add_options(parser)
     check = parser.add_argument_group("verification")
     check.add_argument(
         "--rtol",

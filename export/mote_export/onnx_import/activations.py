@@ -1,8 +1,8 @@
 """Rounded activations in a graph: codes = clip(round(x * s)), s = 127 / max(|x|, 1e-5) of each token, and codes / s.
 
 They appear in several spellings: quotients as products with a reciprocal, the straight-through x + (codes / s - x) of
-quantization-aware training, casts to int8 and back. What is matched is the arithmetic of step 1 of docs/operator.md; the operators do
-it themselves, so the nodes that did it are left without a user.
+quantization-aware training, casts to int8 and back. What is matched is the arithmetic of step 1 of docs/operator.md; the operators
+do it themselves, so the nodes that did it are left without a user.
 """
 
 from dataclasses import dataclass

@@ -57,8 +57,8 @@ def compare(source: Path, rewritten: Path, rtol: float, inputs: Mapping[str, Arr
     name = max(differences, key=lambda key: differences[key])
     if not differences[name] <= rtol:
         raise VerificationError(
-            f"the rewritten model's {name} differs by {differences[name]:.2g} of its standard deviation, more than the tolerance of "
-            f"{rtol:g} (--rtol)"
+            f"the rewritten model's {name} differs by {differences[name]:.2g} of its standard deviation, more than the tolerance "
+            f"of {rtol:g} (--rtol)"
         )
     return Comparison(rtol, differences, {name: list(array.shape) for name, array in feeds.items()})
 
@@ -77,7 +77,11 @@ def _run(path: Path, inputs: Mapping[str, Array] | None, what: str) -> tuple[dic
         raise
     except Exception as error:  # of ONNX Runtime's own kinds, which have no common base
         line = (str(error) or type(error).__name__).splitlines()[0]
-        hint = "" if inputs is not None else " with random inputs: give it others with --inputs, or do without with --no-verify"
+        hint = (
+            ""
+            if inputs is not None
+            else " with random inputs: give it others with --inputs, or do without with --no-verify"
+        )
         raise MoteError(f"ONNX Runtime cannot run {what}{hint} ({line})") from error
 
 
@@ -123,7 +127,9 @@ def _difference(name: str, found: Array, expected: Array) -> float:
     if expected.dtype.kind != "f":
         return float(np.mean(found != expected))
     if not np.isfinite(expected).all():
-        raise VerificationError(f"the model's {name} is not finite for random inputs, which tells nothing: use --inputs")
+        raise VerificationError(
+            f"the model's {name} is not finite for random inputs, which tells nothing: use --inputs"
+        )
     if np.array_equal(found, expected):
         return 0.0
     return relative_difference(found.astype(np.float64), expected.astype(np.float64))

@@ -121,7 +121,7 @@ def _run(node: ir.Node, results: dict[ir.Value, Array], opset: int) -> Array:
     graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
-        result: Array = ReferenceEvaluator(model).run(None, arrays)[0]  # type: ignore[arg-type]
+        result: Array = ReferenceEvaluator(model).run(None, arrays)[0]
     except Exception as error:  # numpy's own kinds, by operator
         raise MoteError(f"{node.op_type} {node.name} cannot be computed: {error}") from error
     return result

@@ -45,15 +45,18 @@ def ternary_matmul(
     new = y.producer()
     assert new is not None
     assert packed.const_value is not None
-    state.matmuls[new] = matrix, Rewritten(
-        op="TernaryMatMul",
-        name=node.name or "",
-        shape=(matrix.rows, matrix.columns),
-        bytes_before=matrix.stored_bytes,
-        bytes_after=packed.const_value.nbytes,
-        packing=state.options.packing,
-        activations=activation.rounding,
-        error=matrix.error,
+    state.matmuls[new] = (
+        matrix,
+        Rewritten(
+            op="TernaryMatMul",
+            name=node.name or "",
+            shape=(matrix.rows, matrix.columns),
+            bytes_before=matrix.stored_bytes,
+            bytes_after=packed.const_value.nbytes,
+            packing=state.options.packing,
+            activations=activation.rounding,
+            error=matrix.error,
+        ),
     )
     return y
 

@@ -48,7 +48,11 @@ def _expert(state: State, down: ir.Node) -> Expert | None:
         if gate is None or up is None or up not in state.matmuls or gate not in state.matmuls:
             continue
         x = gate.inputs[0]
-        if x is not None and x is up.inputs[0] and _shape(state, gate) == _shape(state, up) == _shape(state, down)[::-1]:
+        if (
+            x is not None
+            and x is up.inputs[0]
+            and _shape(state, gate) == _shape(state, up) == _shape(state, down)[::-1]
+        ):
             return Expert(x, down.outputs[0], gate, up, down)
     return None
 
@@ -73,7 +77,7 @@ def _silu(value: ir.Value) -> ir.Node | None:
 
 
 def tokens_behind(value: ir.Value) -> list[ir.Value]:
-    """Values that the tokens of a value come from, as long as they keep their width: itself and those behind reshapes, gathers, casts.
+    """Where the tokens of a value come from, as long as they keep their width: itself, and values behind reshapes, gathers, casts.
 
     Where they were rounded to 8 bits on the way, it is those from before, which the router sees.
     """
@@ -93,7 +97,8 @@ def tokens_behind(value: ir.Value) -> list[ir.Value]:
 def matrices(state: State, experts: list[Expert]) -> list[tuple[TernaryMatrix, TernaryMatrix, TernaryMatrix]]:
     """gate, up and down of each."""
     return [
-        (state.matmuls[expert.gate][0], state.matmuls[expert.up][0], state.matmuls[expert.down][0]) for expert in experts
+        (state.matmuls[expert.gate][0], state.matmuls[expert.up][0], state.matmuls[expert.down][0])
+        for expert in experts
     ]
 
 

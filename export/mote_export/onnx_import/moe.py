@@ -1,10 +1,10 @@
 """Router, softmax, top-k and gated experts of ternary matrices -> one `mote::TernaryMoE`.
 
-A pass over the graph and no rule: the number of experts is not fixed, and where their results meet can be any operator, while the pattern
-of a rule has both.
+A pass over the graph and no rule: the number of experts is not fixed, and where their results meet can be any operator, while the
+pattern of a rule has both.
 """
 
-import os
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -44,7 +44,11 @@ def _groups(experts: Sequence[Expert]) -> list[list[Expert]]:
     """Experts of the same tokens and sizes."""
     groups: dict[tuple[ir.Value, object], list[Expert]] = {}
     for expert in experts:
-        sizes = tuple(node.attributes.get_int(name) for node in (expert.gate, expert.down) for name in ("in_features", "out_features"))
+        sizes = tuple(
+            node.attributes.get_int(name)
+            for node in (expert.gate, expert.down)
+            for name in ("in_features", "out_features")
+        )
         groups.setdefault((tokens_behind(expert.x)[-1], sizes), []).append(expert)
     return list(groups.values())
 
@@ -74,7 +78,7 @@ def _replace(
     last = value.producer()
     assert last is not None
     op = TapeBuilder()
-    name = _name(experts)
+    name = _name(state, experts)
     y = _node(state, op, experts, router, routing, name)
     result = as_before(op, y, value)
     result.dtype, result.shape = value.dtype, value.shape
@@ -89,14 +93,15 @@ def _replace(
             del state.matmuls[node]
 
 
-def _node(
-    state: State, op: Any, experts: list[Expert], router: Router, routing: Routing, name: str
-) -> ir.Value:
+def _node(state: State, op: Any, experts: list[Expert], router: Router, routing: Routing, name: str) -> ir.Value:
     """The operator, and its entry in the report."""
     weights, options = state.weights, state.options
     gates, ups, downs = zip(*matrices(state, experts), strict=True)
     scales = [[_scale(node) for node in (expert.gate, expert.up, expert.down)] for expert in experts]
-    packed = (weights.packed_gate_up(gates, ups, f"{name}.gate_up_packed"), weights.packed_down(downs, f"{name}.down_packed"))
+    packed = (
+        weights.packed_gate_up(gates, ups, f"{name}.gate_up_packed"),
+        weights.packed_down(downs, f"{name}.down_packed"),
+    )
     gate_up_scale = weights.numbers(np.array(scales)[:, :2], f"{name}.gate_up_scale")
     down_scale = weights.numbers(np.array(scales)[:, 2], f"{name}.down_scale")
     y: ir.Value = op.op(
@@ -144,9 +149,13 @@ def _scale(node: ir.Node) -> float:
     return number
 
 
-def _name(experts: list[Expert]) -> str:
-    """What the names of the experts' nodes begin with, up to a whole part of it."""
-    names = [node.name or "" for expert in experts for node in (expert.gate, expert.up, expert.down)]
-    common = os.path.commonprefix(names)
-    stem = re.match(r".*(?=[./_])", common)
-    return f"{stem[0]}/TernaryMoE" if stem and stem[0].strip("/._") else f"TernaryMoE_{names[-1].strip('/')}"
+def _name(state: State, experts: list[Expert]) -> str:
+    """What the names of the experts' weights begin with, or those of their nodes, up to a whole part of it."""
+    nodes = [node for expert in experts for node in (expert.gate, expert.up, expert.down)]
+    common = _common([state.matmuls[node][0].name for node in nodes]) or _common([node.name or "" for node in nodes])
+    return f"{common}/TernaryMoE" if common else f"TernaryMoE_{experts[0].down.name}"
+
+
+def _common(names: list[str]) -> str:
+    parts = zip(*(re.findall(r"[^./]*[./]", name) for name in names), strict=False)
+    return "".join(same[0] for same in itertools.takewhile(lambda same: len(set(same)) == 1, parts)).rstrip("./")

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from mote_runtime.errors import MoteError
@@ -31,8 +31,13 @@ def read_model(path: Path) -> ir.Model:
             and shape, lies outside of the model's folder, or is no regular file.
     """
     proto = _parse(path)
-    for tensor in _tensors(proto):
+    for tensor in _of_graph(proto.graph, 0):
         _check_tensor(tensor, path.parent)
+    for function in proto.functions:
+        for tensor in _of_function(function):
+            if tensor.data_location == TensorProto.EXTERNAL:
+                raise OnnxFileError(f"function {function.name} has external data, which only graphs can have")
+            _check_tensor(tensor, path.parent)
     try:
         onnx.checker.check_model(str(path))  # by its path, which is how it finds external data
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -63,14 +68,8 @@ def _parse(path: Path) -> ModelProto:
     return proto
 
 
-def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    yield from _of_graph(proto.graph, 0)
-    for function in proto.functions:
-        yield from _of_nodes(function.node, 0)
-        yield from _of_attributes(function)
-
-
-def _of_attributes(function: FunctionProto) -> Iterator[TensorProto]:
+def _of_function(function: FunctionProto) -> Iterator[TensorProto]:
+    yield from _of_nodes(function.node, 0)
     for attribute in function.attribute_proto:
         yield from _of_attribute(attribute, 0)
 
@@ -134,7 +133,7 @@ def _check_place(tensor: TensorProto, size: int, folder: Path) -> None:
     end = (offset or 0) + size
     if end > file.stat().st_size:
         raise OnnxFileError(
-            f"{tensor.name}: external data ends at byte {end} of {file.name}, which has {file.stat().st_size}: it is cut off or damaged"
+            f"{tensor.name}: external data ends at byte {end} of {file.name}, which has {file.stat().st_size}: it is cut off"
         )
 
 

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-import torch
 from onnxscript.rewriter import RewriteRuleSet
 
 from mote_export import __version__, onnx_schemas
 from mote_export.atomic import atomic_folder, check_output
 from mote_export.defaults import DEFAULT_RTOL
 from mote_export.onnx_import.compare import Array, Comparison, compare
-from mote_export.onnx_import.graph import STANDARD, describe_shape
+from mote_export.onnx_import.graph import describe_shape
+from mote_export.onnx_import.inline import inline_external_tensors
 from mote_export.onnx_import.moe import fuse_experts
 from mote_export.onnx_import.read import OnnxFileError, read_model
 from mote_export.onnx_import.rules import RULES
 from mote_export.onnx_import.state import Left, RewriteOptions, Rewritten, State
 from mote_export.onnx_schemas import DOMAIN
-from mote_export.targets.onnx.external_data import save_with_external_data
+from mote_export.targets.onnx.external_data import save_model
 from mote_runtime.errors import MoteError
 
 logger = logging.getLogger(__name__)
@@ -87,18 +87,19 @@ def rewrite_onnx(
     check_output(output)
     onnx_schemas.register()
     read = read_model(model)
-    had = _count(read)
+    had, bytes_before = _count(read), _stored_bytes(read, model)
     state = rewrite_model(read, options or RewriteOptions())
     rewritten, left = _report(state)
     if not rewritten:
         raise NothingToRewriteError(_nothing(model, had, left), left)
     with atomic_folder(output) as folder:
         file = folder / model.name
-        save_with_external_data(torch.onnx.ONNXProgram(read, None), file)
+        inline_external_tensors(read)
+        save_model(read, file)
         logger.info("wrote %s", model.name)
         comparison = compare(model, file, rtol, inputs) if verify else None
         bytes_after = sum(part.stat().st_size for part in folder.iterdir())
-    return RewriteResult(output / model.name, rewritten, left, _size(model), bytes_after, comparison)
+    return RewriteResult(output / model.name, rewritten, left, bytes_before, bytes_after, comparison)
 
 
 def rewrite_model(model: ir.Model, options: RewriteOptions) -> State:
@@ -130,7 +131,7 @@ def _clean(model: ir.Model) -> None:
     for graph in model.graphs():
         for node in graph:
             node.metadata_props.pop(RULE_NAME, None)
-        for name, value in list(graph.initializers.items()):
+        for name, value in list(graph.initializers.items()):  # the pass knows those of the main graph
             if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
                 del graph.initializers[name]
     model.metadata_props["mote.version"] = __version__
@@ -141,7 +142,12 @@ def _report(state: State) -> tuple[tuple[Rewritten, ...], tuple[Left, ...]]:
     known = set(nodes)
     rewritten = [*state.experts, *(record for node, (_, record) in state.matmuls.items() if node in known)]
     left = [
-        Left(node.op_type, node.name or "", describe_shape(node.inputs[1]) if node.inputs[1] is not None else None, reason)
+        Left(
+            node.op_type,
+            node.name or "",
+            describe_shape(node.inputs[1]) if node.inputs[1] is not None else None,
+            reason,
+        )
         for node in nodes
         if (reason := state.reasons.get(node)) is not None
     ]
@@ -156,23 +162,27 @@ def _count(model: ir.Model) -> int:
 def _nothing(model: Path, had: int, left: tuple[Left, ...]) -> str:
     """One sentence that says what is there."""
     if had and not any(item.op in ("MatMul", "Gemm") for item in left):
-        return f"{model} has nothing left to rewrite: it has {had} of mote's operators already, and no other linear layer"
+        return (
+            f"{model} has nothing left to rewrite: it has {had} of mote's operators already, and no other linear layer"
+        )
     if not left:
         return f"{model} has nothing to rewrite: there is no MatMul or Gemm in it"
     beside = f"it has {had} of mote's operators already, and " if had else ""
     reasons = {item.reason for item in left}
-    why = f"all for one reason: {left[0].reason}" if len(reasons) == 1 else f"the first, {left[0].name}, as {left[0].reason}"
+    why = (
+        f"all for one reason: {left[0].reason}"
+        if len(reasons) == 1
+        else f"the first, {left[0].name}, as {left[0].reason}"
+    )
     return f"{model} has nothing to rewrite: {beside}its {len(left)} linear layers stay, {why}"
 
 
-def _size(model: Path) -> int:
-    import onnx
-
-    proto = onnx.load(model, load_external_data=False)
-    files = {str(model)}
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):
-        files |= {str(model.parent / entry.value) for entry in tensor.external_data if entry.key == "location"}
-    return sum(Path(file).stat().st_size for file in files)
-
-
-__all__ = ["STANDARD", "NothingToRewriteError", "RewriteResult", "rewrite_model", "rewrite_onnx"]
+def _stored_bytes(model: ir.Model, path: Path) -> int:
+    """Of the .onnx file and the external data that it names."""
+    external = {
+        str(value.const_value.path)
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    return sum(Path(file).stat().st_size for file in {str(path), *external})

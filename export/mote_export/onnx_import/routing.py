@@ -1,9 +1,9 @@
 """What a graph does with the results of its experts, found out by running that part of it.
 
-Exporters write the weighted sum of experts in many ways: masks, scattered gates, stacked results, gathered tokens, index_add. None of
-them is matched here. The nodes between the router, the experts and a value are run in ONNX Runtime, with random tokens, and with a stand-in
-for each expert that gives its input times a number. What comes out for one number 1 and the others 0 is that expert's share of every
-token; where these shares are those of softmax and top-k for all tokens, the value is a mixture of experts.
+Exporters write the weighted sum of experts in many ways: masks, scattered gates, stacked results, gathered tokens, index_add. None
+of them is matched here. The nodes between the router, the experts and a value are run in ONNX Runtime, with random tokens, and with
+a stand-in for each expert that gives its input times a number. What comes out for one number 1 and the others 0 is that expert's
+share of every token; where these shares are those of softmax and top-k for all tokens, the value is a mixture of experts.
 """
 
 import math
@@ -33,7 +33,11 @@ MOST_BYTES = 1 << 24  # of a constant in it
 MOST_ELEMENTS = 1 << 26  # of tokens
 IR_VERSION = 10
 STOPS = frozenset({"MatMul", "Gemm", "Conv", "Einsum", "If", "Loop", "Scan", "MatMulInteger", "Attention"})
-NUMPY = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16, ir.DataType.DOUBLE: np.float64}
+NUMPY: dict[ir.DataType, type[np.floating[Any]]] = {
+    ir.DataType.FLOAT: np.float32,
+    ir.DataType.FLOAT16: np.float16,
+    ir.DataType.DOUBLE: np.float64,
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,11 @@ def find_router(graph: ir.Graph, experts: Sequence[Expert], opset: int) -> Route
     counts = (len(experts), len(experts) - 1)
     found = []
     for node in graph:
-        if node.domain not in STANDARD or node.op_type not in ("MatMul", "Gemm") or width(node.outputs[0]) not in counts:
+        if (
+            node.domain not in STANDARD
+            or node.op_type not in ("MatMul", "Gemm")
+            or width(node.outputs[0]) not in counts
+        ):
             continue
         activation, weight = node.inputs[0], node.inputs[1]
         if activation is None or weight is None or tokens.isdisjoint(tokens_behind(activation)):
@@ -235,9 +243,13 @@ class _Probe:
         constants = _constants(self.nodes)
         protos = [ir.serde.serialize_node(node) for node in self.nodes]
         protos += [
-            onnx.helper.make_node("Mul", [expert.x.name, self.results[expert.y]], [expert.y.name]) for expert in self.experts
+            onnx.helper.make_node("Mul", [expert.x.name, self.results[expert.y]], [expert.y.name])
+            for expert in self.experts
         ]
-        fed = [onnx.helper.make_tensor_value_info(side.name, int(side.dtype or 0), None) for side in (self.source, *self.sides)]
+        fed = [
+            onnx.helper.make_tensor_value_info(side.name, int(side.dtype or 0), None)
+            for side in (self.source, *self.sides)
+        ]
         fed += [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, []) for name in self.results.values()]
         outputs = [onnx.helper.make_empty_tensor_value_info(item.name) for item in (self.value, *self.shown)]
         ordered = _sorted(protos, {*constants, *(info.name for info in fed)})
@@ -284,7 +296,7 @@ class _Probe:
         for side in self.sides:
             shape = self.shape if rank(side) == len(self.shape) else flat.shape
             feeds[str(side.name)] = rng.standard_normal(shape).astype(_numpy(side))
-        none = dict.fromkeys(self.results.values(), np.float32(0.0))
+        none = dict.fromkeys(self.results.values(), np.array(0.0, np.float32))
         base, *shown = self._run(feeds | none)
         if base.size != flat.size or base.shape[-1] != flat.shape[-1]:
             raise NoRoutingError(f"it has shape {list(base.shape)} for tokens {list(x.shape)}")
@@ -297,7 +309,7 @@ class _Probe:
         limit = TOLERANCE * max(1.0, float(np.abs(base).max())) * float(np.abs(flat).max())
         shares = np.empty((len(flat), len(self.experts)))
         for index, name in enumerate(self.results.values()):
-            y = self._run(feeds | none | {name: np.float32(1.0)})[0]
+            y = self._run(feeds | none | {name: np.array(1.0, np.float32)})[0]
             part = (y - base).reshape(flat.shape).astype(np.float64)
             shares[:, index] = (part * flat).sum(axis=1) / (flat * flat).sum(axis=1)
             if not np.abs(part - shares[:, index, None] * flat).max() <= limit:
@@ -335,7 +347,9 @@ def _numpy(value: ir.Value) -> type[np.floating[Any]]:
 
 
 def _cannot_run(error: Exception) -> NoRoutingError:
-    return NoRoutingError(f"the part around its experts cannot be run: {(str(error) or type(error).__name__).splitlines()[0]}")
+    return NoRoutingError(
+        f"the part around its experts cannot be run: {(str(error) or type(error).__name__).splitlines()[0]}"
+    )
 
 
 def _constants(nodes: Sequence[ir.Node]) -> dict[str, onnx.TensorProto]:
@@ -346,8 +360,12 @@ def _constants(nodes: Sequence[ir.Node]) -> dict[str, onnx.TensorProto]:
         if item is None or tensor is None or item.name is None:
             continue
         if tensor.nbytes > MOST_BYTES:
-            raise NoRoutingError(f"it depends on {item.name}, which has {tensor.nbytes} bytes: that is no part of a router")
-        found[item.name] = ir.serde.serialize_tensor(ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=item.name))
+            raise NoRoutingError(
+                f"it depends on {item.name}, which has {tensor.nbytes} bytes: that is no part of a router"
+            )
+        found[item.name] = ir.serde.serialize_tensor(
+            ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=item.name)
+        )
     return found
 
 

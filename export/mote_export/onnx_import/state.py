@@ -52,8 +52,8 @@ class Rewritten:
         shape: [N, K], or [E, I, H].
         bytes_before, bytes_after: of its weights as stored.
         packing: a key of `PACKINGS`.
-        activations: `absorbed`: the nodes that rounded them are gone; `repeated`: they stay, and rounding again changes nothing; `new`:
-            the graph did not round them.
+        activations: `absorbed`: the nodes that rounded them are gone; `repeated`: rounded ones are rounded again, which changes
+            nothing; `new`: the graph did not round them.
         error: relative error of weights that were rounded on request, else 0.
     """
 
@@ -102,7 +102,9 @@ class State:
             raise NotPackableError(f"its activations are of type {value.dtype}, expected a float type")
         dimensions = rank(value)
         if dimensions is None or not 1 <= dimensions <= MAX_RANK:
-            raise NotPackableError(f"its activations have {dimensions or 'unknown'} dimensions, expected 1 to {MAX_RANK}")
+            raise NotPackableError(
+                f"its activations have {dimensions or 'unknown'} dimensions, expected 1 to {MAX_RANK}"
+            )
         found = rounded_activation(value)
         if found is not None:
             return found

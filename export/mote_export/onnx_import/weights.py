@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from mote_export.onnx_import.constants import Array, Recipe, computed, recipe
-from mote_export.packing import MAX_WIDTH, PACKINGS, ROWS, interleave, tiles
-from mote_export.packing.lines import LINE
+from mote_export.packing import MAX_WIDTH, PACKINGS, interleave, tiles
+from mote_export.packing.lines import LINE, ROWS
 from mote_export.packing.ternary import NotTernaryError, TernaryWeight, as_ternary
 from mote_runtime.errors import MoteError
 
@@ -57,7 +57,9 @@ class Weights:
         self.model, self.packing, self.ternarize = model, packing, ternarize
         self._found: dict[tuple[ir.Value, bool], TernaryMatrix | str] = {}
         self._packed: dict[tuple[TernaryMatrix, ...], ir.Value] = {}
-        self._names = {value.name for graph in model.graphs() for value in ir.convenience.create_value_mapping(graph).values()}
+        self._names = {
+            value.name for graph in model.graphs() for value in ir.convenience.create_value_mapping(graph).values()
+        }
         self.opset = model.graph.opset_imports.get("", 21)
 
     def ternary(self, value: ir.Value, *, is_transposed: bool) -> TernaryMatrix:
@@ -84,7 +86,9 @@ class Weights:
         found = recipe(value)
         if found is None:
             replaceable = value.is_graph_input() and value.const_value is not None
-            raise MoteError("its weight is an input that callers may replace" if replaceable else "its weight is not constant")
+            raise MoteError(
+                "its weight is an input that callers may replace" if replaceable else "its weight is not constant"
+            )
         shape = value.shape
         if shape is not None and len(shape) != 2:
             raise MoteError(f"its weight has {len(shape)} dimensions, expected 2")
@@ -123,8 +127,8 @@ class Weights:
                 return as_ternary(weight, force=True)._replace(error=0.0)
             if error.error > NEARLY:
                 raise MoteError(
-                    f"it is not ternary: {error.count / array.size:.0%}{where} of its weights are not -1, 0 or 1 times one number, the "
-                    f"largest by {error.deviation:.3g} of that number, and rounding them would change them by {error.error:.0%}"
+                    f"it is not ternary: {error.count / array.size:.0%}{where} of its weights are not -1, 0 or 1 times one number, "
+                    f"the largest deviation is {error.deviation:.3g} of it, and rounding them would change them by {error.error:.0%}"
                 ) from error
             if not (self.ternarize or where):
                 raise
@@ -187,8 +191,6 @@ class Weights:
 
     def _add(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
         """To the main graph, whose values its subgraphs can use."""
-        value = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
+        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.model.graph.register_initializer(value)
         return value

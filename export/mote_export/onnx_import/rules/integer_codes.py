@@ -1,4 +1,4 @@
-"""Div(MatMul(codes of x, W), s * scale) -> mote::TernaryMatMul(x, packed W, W's scale / scale), as BitNet's packed layers compute it."""
+"""Div(MatMul(codes of x, W), s * c) -> mote::TernaryMatMul(x, packed W, scale / c), as packed layers of BitNet compute it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,7 +43,9 @@ class IntegerCodesToTernaryMatMul(TernaryRule):
         assert product is not None
         dimensions = rank(found.x)
         if dimensions is None or dimensions > MAX_RANK:
-            return self.state.refuse(product, f"its activations have {dimensions or 'unknown'} dimensions, expected 1 to {MAX_RANK}")
+            return self.state.refuse(
+                product, f"its activations have {dimensions or 'unknown'} dimensions, expected 1 to {MAX_RANK}"
+            )
         try:
             self.state.weights.ternary(found.w, is_transposed=False)
         except NotPackableError as error:

@@ -4,6 +4,7 @@ onnx-ir's own writer aligns large tensors only. Here every external tensor begin
 layout), and the file is padded to the page size of recent phones.
 """
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +12,7 @@ from typing import BinaryIO
 import onnx_ir as ir
 import torch
 
-from mote_export.scratch import byte_pieces, release
+from mote_export.scratch import WRITTEN_AT_ONCE, byte_pieces, release
 
 TENSOR_ALIGNMENT = 64
 FILE_ALIGNMENT = 16 * 1024
@@ -20,8 +21,16 @@ INLINE_BYTES = 1024  # smaller tensors stay in the .onnx file, where shape infer
 
 def save_with_external_data(program: torch.onnx.ONNXProgram, path: Path) -> None:
     """Writes `path` and, if the graph has tensors of 1 KiB or more, `path`.data."""
+    save_model(program.model, path)
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """`save_with_external_data` for any graph; external data that it has already is copied.
+
+    Raises:
+        OSError: a file cannot be written, or external data ends early.
+    """
     data = path.with_name(path.name + ".data")
-    model = program.model
     large = [value for value in model.graph.initializers.values() if value.const_value is not None]
     large = [value for value in large if value.const_value.nbytes >= INLINE_BYTES]
     if large:
@@ -39,8 +48,23 @@ def _pieces(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
     if isinstance(raw, torch.Tensor):
         yield from byte_pieces(raw)
         release(raw)
+    elif isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > 0:
+        yield from _stored_pieces(tensor)
     else:
         yield tensor.tobytes()
+
+
+def _stored_pieces(tensor: ir.ExternalTensor) -> Iterator[bytes]:
+    """Read, not mapped: pages of a map would count as memory of this process until it is closed."""
+    with Path(tensor.path).open("rb") as file:
+        file.seek(tensor.offset or 0)
+        left = tensor.nbytes
+        while left:
+            piece = file.read(min(left, WRITTEN_AT_ONCE))
+            if not piece:
+                raise OSError(errno.EIO, f"{tensor.name} ends early", tensor.path)
+            left -= len(piece)
+            yield piece
 
 
 def _write(value: ir.Value, offset: int, data: Path, file: BinaryIO) -> ir.ExternalTensor:
