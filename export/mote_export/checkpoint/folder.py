@@ -14,7 +14,7 @@ from mote_export.checkpoint.base import (
     open_checkpoint,
 )
 from mote_export.checkpoint.tensor_files import stored_tensors
-from mote_export.json_file import read_json
+from mote_export.json_file import read_json, read_text
 
 CONFIG = "config.json"
 
@@ -61,11 +61,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def read_companions(path: Path) -> dict[str, str]:
     """The text files of a folder that belong to its model, the tokenizer's among them. Raises CheckpointError."""
-    try:
-        files = {name: (path / name).read_text(encoding="utf-8") for name in COMPANION_FILES if (path / name).is_file()}
-    except (OSError, UnicodeError) as error:
-        raise CheckpointError(f"a text file of {path} cannot be read: {error}.") from error
-    return check_files(path, files)
+    found = [name for name in COMPANION_FILES if (path / name).exists()]
+    return check_files(path, {name: read_text(path / name, "a text file", CheckpointError) for name in found})
 
 
 def _matches(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """The tensors of a transformers folder, one safetensors file or many: known by their headers, read one block at a time."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mote_export.checkpoint.base import CheckpointError
-from mote_export.json_file import read_json
+from mote_export.json_file import read_json, without_duplicates
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -18,6 +19,7 @@ PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # safetensors' names of the float types; tensors of other types keep these names.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BLOCK_BYTES = 4 << 20
+HEADER_LENGTH = 8  # bytes of the number that a file begins with
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def _read_header(file: Path) -> list[StoredTensor]:
+    if file.exists() and not file.is_file():  # opening a pipe would wait for someone who writes to it
+        raise CheckpointError(f"{file} is no regular file; expected safetensors")
     tensors = []
     try:
         with safe_open(file, framework="pt") as opened:
@@ -138,9 +142,21 @@ def _read_header(file: Path) -> list[StoredTensor]:
                 view = opened.get_slice(name)
                 dtype = view.get_dtype()
                 tensors.append(StoredTensor(tuple(view.get_shape()), DTYPES.get(dtype, dtype), file, name))
+        _check_unique(file)
     except (SafetensorError, OSError) as error:
         raise _unreadable(file, error) from error
     return tensors
+
+
+def _check_unique(file: Path) -> None:
+    """Of a header that safetensors has read, and checked but for this: of two tensors of one name it takes the last."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(HEADER_LENGTH), "little")
+        header = opened.read(length)
+    try:
+        json.loads(header, object_pairs_hook=without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"the header of {file} cannot be read: {error}") from error
 
 
 def _unreadable(file: Path, error: Exception) -> CheckpointError:
