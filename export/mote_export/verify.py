@@ -101,7 +101,9 @@ def default_samples(has_vision: bool = True) -> list[Sample]:
 
 
 def verify_folder(folder: Path, reference: MoteModel, samples: Sequence[Sample], rtol: float) -> Verification:
-    """Loads `folder` in its runtime and compares logits and greedy tokens, step by step along torch's greedy answer.
+    """Loads `folder` in its runtime and compares logits and greedy tokens, step by step along the runtime's greedy answer.
+
+    torch computes all steps of an answer at once, so that a model of any size passes through it once for each sample.
 
     Args:
         reference: the model after the pack-ternary-experts pass, in eval mode: the packed weights, evaluated by torch.
@@ -122,13 +124,15 @@ def verify_folder(folder: Path, reference: MoteModel, samples: Sequence[Sample],
             if room < 1:
                 logger.warning("%r does not fit the context of %d tokens", sample.prompt, manifest.model.context_length)
                 continue
-            tokens, logits = reference_greedy(reference, ids, images, min(STEPS, room))
+            steps = min(STEPS, room)
+            answer = pipeline.generate_ids(ids, images, max_new_tokens=steps)[: steps - 1]  # it may have ended before
+            logits = reference_logits(reference, ids, answer, images)
             own: FloatArray | None = None
-            for step, found in enumerate(pipeline.step_logits(ids, tokens[:-1], images)):
+            for step, found in enumerate(pipeline.step_logits(ids, answer, images)):
                 expected, limit = logits[step], rtol
                 relative = relative_difference(found, expected)
                 if not relative <= rtol and rounds_activations(reference):
-                    own = own_differences(reference, ids, images, tokens, logits) if own is None else own
+                    own = own_differences(reference, ids, images, answer, logits) if own is None else own
                     limit = widened_tolerance(rtol, float(own[step]))
                     widened += 1
                 if not relative <= limit:
@@ -161,7 +165,7 @@ def rounds_activations(reference: MoteModel) -> bool:
 
 
 def own_differences(
-    reference: MoteModel, ids: Sequence[int], images: FloatArray | None, tokens: Sequence[int], logits: FloatArray
+    reference: MoteModel, ids: Sequence[int], images: FloatArray | None, answer: Sequence[int], logits: FloatArray
 ) -> FloatArray:
     """By how much torch's own logits move, as `relative_difference` [steps], when embeddings change by a hundred-thousandth.
 
@@ -176,12 +180,9 @@ def own_differences(
         noise = torch.randn(hidden_states.shape, generator=generator)
         return (hidden_states * (1.0 + NUDGE * noise), *rest)
 
-    input_ids = torch.tensor([[*ids, *tokens[:-1]]])
-    pixels = {} if images is None else {"pixel_values": torch.from_numpy(images)}
     hook = reference.get_decoder().layers[0].register_forward_pre_hook(nudge)
     try:
-        with torch.no_grad():
-            runs = [reference(input_ids=input_ids, **pixels).logits[0, len(ids) - 1 :].numpy() for _ in range(NUDGES)]
+        runs = [reference_logits(reference, ids, answer, images) for _ in range(NUDGES)]
     finally:
         hook.remove()
     moved = [[relative_difference(*pair) for pair in zip(run, logits, strict=True)] for run in runs]
@@ -216,6 +217,17 @@ def _inputs(pipeline: Pipeline, sample: Sample) -> tuple[list[int], FloatArray |
     assert pipeline.manifest.image is not None  # mote-export has refused a sample with a picture for a text model
     pixel_values = preprocess_image(sample.image, pipeline.manifest.image)[np.newaxis]
     return pipeline.tokenizer.encode_prompt(sample.prompt, num_images=1), pixel_values
+
+
+def reference_logits(
+    model: MoteModel, ids: Sequence[int], answer: Sequence[int], images: FloatArray | None
+) -> FloatArray:
+    """torch's logits [len(answer) + 1, vocab]: row 0 follows the prompt `ids`, row i the first i tokens of `answer`."""
+    pictures = {} if images is None else {"pixel_values": torch.from_numpy(images)}
+    with torch.no_grad():
+        input_ids = torch.tensor([[*ids, *answer]])
+        logits: Tensor = model(input_ids=input_ids, logits_to_keep=len(answer) + 1, use_cache=False, **pictures).logits
+    return logits[0].float().numpy()
 
 
 def reference_greedy(
