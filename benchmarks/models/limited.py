@@ -13,6 +13,7 @@ from . import children
 from .shapes import RUNTIME, Target
 
 SHARE = 0.6
+LEAST = 1 << 30  # or Python and its libraries would not start, whatever the model; models of 1.5B and more lie above it
 TOKENS = 12
 SECONDS = 1800.0
 
@@ -27,7 +28,9 @@ def measure(folder: Path, target: Target, log: Path) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in files)
     start = time.perf_counter()
     try:
-        found = run_limited(command, int(SHARE * size), cold=files, timeout=SECONDS, environment=children.environment())
+        found = run_limited(
+            command, max(int(SHARE * size), LEAST), cold=files, timeout=SECONDS, environment=children.environment()
+        )
     except (MoteError, OSError, subprocess.TimeoutExpired) as error:
         return {"failure": f"with limited memory: {error}"}
     seconds = time.perf_counter() - start
@@ -36,6 +39,7 @@ def measure(folder: Path, target: Target, log: Path) -> dict[str, Any]:
         return {"failure": f"with limited memory: exit status {found.returncode}: {said}"}
     tokens = [json.loads(text.splitlines()[-1]) for text in (free.output, found.stdout)]
     return {
+        "file_bytes": size,
         "limit": found.limit_bytes,
         "peak": found.peak_bytes,
         "seconds": seconds,
