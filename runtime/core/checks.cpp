@@ -62,6 +62,30 @@ Status parse_packing(const char* found, WeightFormat* format) {
   return Status::ok();
 }
 
+bool find_full_format(const char* word, WeightFormat* format) {
+  if (std::strcmp(word, "bf16") == 0) {
+    *format = WeightFormat::kBf16;
+  } else if (std::strcmp(word, "int8") == 0) {
+    *format = WeightFormat::kInt8;
+  } else if (std::strcmp(word, "int4") == 0) {
+    *format = WeightFormat::kInt4;
+  } else {
+    return false;
+  }
+  return true;
+}
+
+Status check_group_size(const char* name, int64_t found, WeightFormat format, const char* format_name,
+                        const char* format_word) {
+  const auto group = static_cast<long long>(found);
+  if (format == WeightFormat::kInt4) {
+    if (group == 32 || group == 64 || group == 128) return Status::ok();
+    return Status::error("%s is %lld, but must be 32, 64 or 128 for int4", name, group);
+  }
+  if (group == 0) return Status::ok();
+  return Status::error("%s is %lld, but must be 0 for %s %s", name, group, format_name, format_word);
+}
+
 Status check_tensor(const TensorView& tensor, const ExpectedTensor& expected, size_t element_bytes) {
   if (tensor.data == nullptr && tensor.shape == nullptr) return Status::error("%s is missing", expected.name);
   if (tensor.rank != expected.rank) {

@@ -21,6 +21,8 @@ inline constexpr size_t kMaxLineInputs = 20;
 /// Limits of docs/operator.md. They keep every integer dot product inside int32 (see docs/kernels.md).
 inline constexpr size_t kMaxExperts = 256;
 inline constexpr size_t kMaxWidth = size_t{1} << 17;
+/// Rows of a matrix of its own, such as that of a vocabulary: no sum runs over them.
+inline constexpr size_t kMaxRows = size_t{1} << 20;
 
 /// *product = a * b; false if it does not fit.
 [[nodiscard]] bool checked_mul(size_t a, size_t b, size_t* product);

@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "checks.h"
-#include "dispatch.h"
 #include "layout.h"
 #include "matmul_run.h"
 
@@ -27,28 +26,20 @@ Status TernaryMatMul::create(const TernaryMatMulConfig& config, const TernaryMat
   if (status.is_ok()) status = check_values("scale", weights.scale, 1, false);
   if (!status.is_ok()) return status;
 
-  layer->packed_ = static_cast<const uint8_t*>(weights.packed.data);
-  std::memcpy(&layer->scale_, weights.scale.data, sizeof(layer->scale_));
-  layer->in_features_ = config.in_features;
-  layer->out_features_ = config.out_features;
-  layer->packing_ = packing;
+  layer->matrix_.lines = static_cast<const uint8_t*>(weights.packed.data);
+  std::memcpy(&layer->matrix_.scale, weights.scale.data, sizeof(layer->matrix_.scale));
+  layer->matrix_.format = packing;
+  layer->matrix_.in_features = config.in_features;
+  layer->matrix_.out_features = config.out_features;
   return Status::ok();
 }
 
 bool TernaryMatMul::scratch_size(size_t num_tokens, size_t* bytes) const {
-  *bytes = 0;
-  if (num_tokens == 0) return true;
-  MatMulScratch plan;
-  if (!MatMulRun::plan_scratch(*this, num_tokens, &plan)) return false;
-  *bytes = plan.total_bytes;
-  return true;
+  return MatMulRun::scratch_size(matrix_, num_tokens, bytes);
 }
 
 bool TernaryMatMul::compute(const float* x, float* y, size_t num_tokens, void* scratch, const ThreadPool& threads) const {
-  MatMulScratch plan;
-  if (num_tokens == 0) return true;
-  if (!MatMulRun::plan_scratch(*this, num_tokens, &plan)) return false;
-  return MatMulRun(*this, *active_isa().kernels, plan, scratch, threads).run(x, y, num_tokens);
+  return MatMulRun::compute(matrix_, x, y, num_tokens, scratch, threads);
 }
 
 }  // namespace mote

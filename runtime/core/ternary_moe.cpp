@@ -24,28 +24,11 @@ Status parse_shared_format(const TernaryMoEConfig& config, Formats* formats) {
   const char* found = config.shared_format;
   constexpr const char* kKnown = "\"none\", \"bf16\", \"int8\" and \"int4\"";
   if (found == nullptr) return Status::error("shared_format is missing; this version of mote knows %s", kKnown);
-  formats->has_shared = true;
-  if (std::strcmp(found, "none") == 0) {
-    formats->has_shared = false;
-  } else if (std::strcmp(found, "bf16") == 0) {
-    formats->shared = WeightFormat::kBf16;
-  } else if (std::strcmp(found, "int8") == 0) {
-    formats->shared = WeightFormat::kInt8;
-  } else if (std::strcmp(found, "int4") == 0) {
-    formats->shared = WeightFormat::kInt4;
-  } else {
+  formats->has_shared = std::strcmp(found, "none") != 0;
+  if (formats->has_shared && !find_full_format(found, &formats->shared)) {
     return Status::error("shared_format is \"%.64s\", but this version of mote knows only %s", found, kKnown);
   }
-
-  const auto group = static_cast<long long>(config.shared_group_size);
-  const bool takes_groups = formats->has_shared && formats->shared == WeightFormat::kInt4;
-  if (takes_groups && group != 32 && group != 64 && group != 128) {
-    return Status::error("shared_group_size is %lld, but must be 32, 64 or 128 for int4", group);
-  }
-  if (!takes_groups && group != 0) {
-    return Status::error("shared_group_size is %lld, but must be 0 for shared_format %s", group, found);
-  }
-  return Status::ok();
+  return check_group_size("shared_group_size", config.shared_group_size, formats->shared, "shared_format", found);
 }
 
 Status check_config(const TernaryMoEConfig& config, Formats* formats) {

@@ -22,7 +22,7 @@ enum class Phase : uint16_t {
   kQuantizeHidden,  // rows of h, and into tiles
   kDown,
   kCombine,  // weighted sum over experts
-  kMatMul,   // of TernaryMatMul
+  kMatMul,   // of TernaryMatMul and QuantizedMatMul
 };
 inline constexpr size_t kNumPhases = 10;
 

@@ -225,6 +225,8 @@ TEST(Create, ScratchIsBoundedForAnyNumberOfTokens) {
     }
   }
   expect_bounded_scratch(MatMulTensors(1 << 17, 16, "1.6bit", rng).create());
+  expect_bounded_scratch(QuantizedMatMulTensors(1 << 17, 16, "int4", 32, false, rng).create());
+  expect_bounded_scratch(QuantizedMatMulTensors(1 << 17, 16, "bf16", 0, false, rng).create());
 }
 
 struct BadMatMulInput {
@@ -269,6 +271,84 @@ TEST(Create, RefusesBadMatMulsAndLeavesTheLayerAlone) {
         << "expected \"" << bad.message << "\", got \"" << status.message() << "\"";
     EXPECT_EQ(layer.in_features(), 0) << bad.message;
   }
+}
+
+struct BadQuantizedMatMulInput {
+  const char* message;
+  std::function<void(QuantizedMatMulTensors&, QuantizedMatMulWeights&)> spoil;
+};
+
+/// Of a layer in int4 with a bias.
+const BadQuantizedMatMulInput kBadQuantizedMatMulInputs[] = {
+    {"in_features is 0, but must be 1 to 131072", [](auto& t, auto&) { t.config.in_features = 0; }},
+    {"in_features is 131073", [](auto& t, auto&) { t.config.in_features = 131073; }},
+    {"out_features is -9223372036854775808, but must be 1 to 1048576", [](auto& t, auto&) { t.config.out_features = kMin; }},
+    {"out_features is 1048577", [](auto& t, auto&) { t.config.out_features = 1048577; }},
+    {"out_features is 9223372036854775807", [](auto& t, auto&) { t.config.out_features = kMax; }},
+    {"format is missing; this version of mote knows \"bf16\", \"int8\" and \"int4\"",
+     [](auto& t, auto&) { t.config.format = nullptr; }},
+    {"format is \"none\", but this version of mote knows only \"bf16\"", [](auto& t, auto&) { t.config.format = "none"; }},
+    {"format is \"\"", [](auto& t, auto&) { t.config.format = ""; }},
+    {"group_size is 32, but must be 0 for format int8", [](auto& t, auto&) { t.config.format = "int8"; }},
+    {"group_size is 32, but must be 0 for format bf16", [](auto& t, auto&) { t.config.format = "bf16"; }},
+    {"group_size is 0, but must be 32, 64 or 128 for int4", [](auto& t, auto&) { t.config.group_size = 0; }},
+    {"group_size is 16", [](auto& t, auto&) { t.config.group_size = 16; }},
+    {"group_size is -9223372036854775808", [](auto& t, auto&) { t.config.group_size = kMin; }},
+    {"layout_version is 2, but this version of mote reads 1", [](auto& t, auto&) { t.config.layout_version = 2; }},
+    {"weight has size 3 in dimension 0, but in_features, out_features and format ask for 4",
+     [](auto& t, auto&) { t.config.out_features = 49; }},
+    {"weight has size 5 in dimension 1", [](auto& t, auto&) { t.config.in_features = 41; }},
+    {"weight is missing", [](auto&, auto& w) { w.weight = {}; }},
+    {"weight has no data", [](auto&, auto& w) { w.weight.data = nullptr; }},
+    {"weight has rank 4, but must have rank 3", [](auto&, auto& w) { set_shape(w.weight, {1, 3, 5, 64}); }},
+    {"weight has size 128 in dimension 2", [](auto&, auto& w) { set_shape(w.weight, {3, 5, 128}); }},
+    {"scale has size 2 in dimension 1, but in_features, out_features, format and group_size ask for 1",
+     [](auto& t, auto&) { t.config.group_size = 64; }},
+    {"scale is missing", [](auto&, auto& w) { w.scale = {}; }},
+    {"scale has no data", [](auto&, auto& w) { w.scale.data = nullptr; }},
+    {"scale has rank 2, but must have rank 3", [](auto&, auto& w) { set_shape(w.scale, {6, 16}); }},
+    {"scale has size 17 in dimension 2", [](auto&, auto& w) { set_shape(w.scale, {3, 2, 17}); }},
+    {"scale has the value inf at index 95, but must be finite and not negative",
+     [](auto& t, auto&) { t.scale.set_bits16(95, kBf16Infinity); }},
+    {"scale has the value -1 at index 0", [](auto& t, auto&) { t.scale.set_bits16(0, kBf16MinusOne); }},
+    {"nan at index 40", [](auto& t, auto&) { t.scale.set_bits16(40, kBf16Nan); }},
+    {"bias has size 48 in dimension 0, but out_features ask for 47", [](auto& t, auto&) { t.config.out_features = 47; }},
+    {"bias has rank 2, but must have rank 1", [](auto&, auto& w) { set_shape(w.bias, {1, 48}); }},
+    {"bias has no data", [](auto&, auto& w) { w.bias.data = nullptr; }},
+    {"bias has no shape", [](auto&, auto& w) { w.bias.shape = nullptr; }},
+    {"bias has the value inf at index 47, but must be finite", [](auto& t, auto&) { t.bias.set_float(47, INFINITY); }},
+    {"nan at index 1", [](auto& t, auto&) { t.bias.set_float(1, NAN); }},
+};
+
+TEST(Create, RefusesBadQuantizedMatMulsAndLeavesTheLayerAlone) {
+  Rng rng(6);
+  for (const BadQuantizedMatMulInput& bad : kBadQuantizedMatMulInputs) {
+    QuantizedMatMulTensors tensors(40, 48, "int4", 32, true, rng);
+    QuantizedMatMulWeights weights = tensors.weights();
+    bad.spoil(tensors, weights);
+    QuantizedMatMul layer;
+    const Status status = QuantizedMatMul::create(tensors.config, weights, &layer);
+    EXPECT_FALSE(status.is_ok()) << bad.message;
+    EXPECT_NE(std::strstr(status.message(), bad.message), nullptr)
+        << "expected \"" << bad.message << "\", got \"" << status.message() << "\"";
+    EXPECT_EQ(layer.in_features(), 0) << bad.message;
+  }
+}
+
+TEST(Create, RefusesScalesOfBf16) {
+  Rng rng(7);
+  const QuantizedMatMulTensors tensors(40, 48, "bf16", 0, true, rng);
+  QuantizedMatMulWeights weights = tensors.weights();
+  weights.scale = tensors.bias.view();
+  QuantizedMatMul layer;
+  EXPECT_STREQ(QuantizedMatMul::create(tensors.config, weights, &layer).message(), "scale is given, but format bf16 has none");
+}
+
+TEST(Create, AcceptsTheLimitsOfQuantizedMatMuls) {
+  Rng rng(8);
+  QuantizedMatMulTensors(1, 1 << 20, "int8", 0, true, rng).create();
+  QuantizedMatMulTensors(1 << 17, 1, "int4", 128, false, rng).create();
+  QuantizedMatMulTensors(1 << 17, 1, "bf16", 0, false, rng).create();
 }
 
 }  // namespace

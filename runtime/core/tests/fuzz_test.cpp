@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "layer_fixture.h"
 #include "matmul_fixture.h"
@@ -92,6 +93,23 @@ void damage(MatMulTensors& t, Rng& rng) {
   }
 }
 
+void damage(QuantizedMatMulTensors& t, Rng& rng) {
+  constexpr const char* kFormats[] = {"bf16", "int8", "int4", "none", "", nullptr};
+  constexpr int64_t kGroupSizes[] = {0, 16, 32, 64, 128, 256, -32};
+  switch (rng() % 8) {
+    case 0: t.config.in_features = hostile_integer(rng); break;
+    case 1: t.config.out_features = hostile_integer(rng); break;
+    case 2: t.config.format = kFormats[rng() % std::size(kFormats)]; break;
+    case 3: t.config.group_size = kGroupSizes[rng() % std::size(kGroupSizes)]; break;
+    case 4: t.config.layout_version = hostile_integer(rng); break;
+    case 5: damage_shape(one_of<3>(rng, {&t.weight, &t.scale, &t.bias}), rng); break;
+    case 6:
+      if (!t.bias.is_absent()) damage_float(t.bias, rng);
+      break;
+    default: damage_scale(t.scale, rng); break;
+  }
+}
+
 int num_rounds() {
   const char* rounds = std::getenv("MOTE_FUZZ_ROUNDS");
   return rounds != nullptr ? std::atoi(rounds) : kDefaultRounds;
@@ -140,6 +158,19 @@ TEST(Fuzz, DamagedMatMulsAreRefusedOrComputed) {
                           rng() % 2 == 0 ? "2bit" : "1.6bit", rng);
     for (uint64_t i = rng() % 3; i > 0; --i) damage(tensors, rng);
     expect_refused_or_computed(tensors, &TernaryMatMul::in_features, round, rng);
+  }
+}
+
+TEST(Fuzz, DamagedQuantizedMatMulsAreRefusedOrComputed) {
+  constexpr std::pair<const char*, int64_t> kFormats[] = {
+      {"bf16", 0}, {"int8", 0}, {"int4", 32}, {"int4", 64}, {"int4", 128}};
+  Rng rng(20260103);
+  for (int round = num_rounds(); round > 0; --round) {
+    const auto [format, group_size] = kFormats[rng() % std::size(kFormats)];
+    QuantizedMatMulTensors tensors(1 + static_cast<int64_t>(rng() % 200), 1 + static_cast<int64_t>(rng() % 70), format,
+                                   group_size, rng() % 2 == 0, rng);
+    for (uint64_t i = rng() % 3; i > 0; --i) damage(tensors, rng);
+    expect_refused_or_computed(tensors, &QuantizedMatMul::in_features, round, rng);
   }
 }
 

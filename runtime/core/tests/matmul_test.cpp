@@ -114,7 +114,7 @@ TEST(MatMul, NothingFollowsAFailureOfThePool) {
   const TernaryMatMul layer = tensors.create();
   const std::vector<float> x = random_values(tokens * width, rng);
   MatMulScratch plan;
-  ASSERT_TRUE(MatMulRun::plan_scratch(layer, tokens / chunks, &plan));
+  ASSERT_TRUE(MatMulRun::plan_scratch(layer.matrix(), tokens / chunks, &plan));
   Scratch scratch(plan.total_bytes);
   std::vector<float> y(x.size());
   const IsaEntry isa = choose_isa(nullptr);
@@ -122,7 +122,7 @@ TEST(MatMul, NothingFollowsAFailureOfThePool) {
     FailingPool pool{call};
     const ThreadPool threads = pool.view();
     scratch.spoil();
-    EXPECT_EQ(MatMulRun(layer, *isa.kernels, plan, scratch.get(), threads).run(x.data(), y.data(), tokens),
+    EXPECT_EQ(MatMulRun(layer.matrix(), *isa.kernels, plan, scratch.get(), threads).run(x.data(), y.data(), tokens),
               call > steps * chunks);
     EXPECT_EQ(pool.calls, std::min(call, steps * chunks)) << isa.name;
   }

@@ -323,4 +323,18 @@ void reference_matmul(const ReferenceMatMul& layer, const float* x, float* y, si
   }
 }
 
+void reference_quantized_matmul(const ReferenceQuantizedMatMul& layer, const float* x, float* y, size_t tokens) {
+  const size_t K = layer.in_features, N = layer.out_features;
+  Matrix matrix(layer.format, N, K, layer.weight, 1, 0);
+  if (layer.format != "bf16") {
+    matrix.set_group_scales(layer.scale, layer.group_size == 0 ? K : layer.group_size, 1, 0);
+  }
+  for (size_t t = 0; t < tokens; ++t) {
+    const std::vector<float> row = multiply(matrix, std::vector<float>(x + t * K, x + (t + 1) * K));
+    for (size_t n = 0; n < N; ++n) {
+      y[t * N + n] = canonical(layer.bias == nullptr ? row[n] : row[n] + float_at(layer.bias, n));
+    }
+  }
+}
+
 }  // namespace mote::test

@@ -37,6 +37,19 @@ struct ReferenceMatMul {
 /// y[tokens, N] from x[tokens, K].
 void reference_matmul(const ReferenceMatMul& layer, const float* x, float* y, size_t tokens);
 
+/// What the layer has not is null.
+struct ReferenceQuantizedMatMul {
+  size_t in_features, out_features;
+  std::string format;
+  size_t group_size;
+  const uint8_t* weight;
+  const void* scale;
+  const void* bias;
+};
+
+/// y[tokens, N] from x[tokens, K].
+void reference_quantized_matmul(const ReferenceQuantizedMatMul& layer, const float* x, float* y, size_t tokens);
+
 /// exp as docs/operator.md defines it.
 float reference_exp(float v);
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "mote/packed_matrix.h"
 #include "mote/runtime.h"
 #include "mote/status.h"
 
@@ -35,17 +36,12 @@ class TernaryMatMul {
   /// aligned to 64. False if the pool failed or if scratch_size() is false; y then holds no result.
   [[nodiscard]] bool compute(const float* x, float* y, size_t num_tokens, void* scratch, const ThreadPool& threads) const;
 
-  int64_t in_features() const { return in_features_; }
-  int64_t out_features() const { return out_features_; }
+  int64_t in_features() const { return matrix_.in_features; }
+  int64_t out_features() const { return matrix_.out_features; }
+  const PackedMatrix& matrix() const { return matrix_; }
 
  private:
-  friend class MatMulRun;  // internal: the steps of compute()
-
-  const uint8_t* packed_ = nullptr;
-  float scale_ = 0.0f;
-  int64_t in_features_ = 0;
-  int64_t out_features_ = 0;
-  WeightFormat packing_ = WeightFormat::kTwoBit;
+  PackedMatrix matrix_;
 };
 
 }  // namespace mote
