@@ -40,7 +40,7 @@ SLOW_UNDER_QEMU := EveryPairOfWidths|RealWidths|ForEveryShape|ThreadsAndOrder|Fa
 .DEFAULT_GOAL := help
 # Installing, building and testing share the two folders; each step uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help venv build test test-native test-cpp test-cpp-arm test-python test-slow test-android android demo demo-model experiment runner-aarch64 bench docs lint clean
+.PHONY: help venv build test test-native test-cpp test-cpp-arm test-python test-slow test-android android demo demo-model experiment runner-aarch64 bench bench-models docs lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(firstword $(MAKEFILE_LIST)) | awk -F: '{printf "make %-12s%s\n", $$1, $$2}'
@@ -120,6 +120,9 @@ experiment: build  ## MoTE beside MoE-LLaVA and dense models: trains all of them
 
 bench: build  ## the layer beside its peers and the machine's limits (half an hour)
 	$(BIN)/python -m benchmarks.layer
+
+bench-models: build  ## whole models of real sizes, from export to answers (hours, 60 GB of disk; goes on where it was cut off)
+	$(BIN)/python -m benchmarks.models
 
 docs: build  ## the documentation as a site, with the API's reference: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet

@@ -17,7 +17,7 @@ from benchmarks.models.__main__ import check_room, is_finished
 from benchmarks.models.bars import Verdict, anonymous_beyond, limit_share, verdicts
 from benchmarks.models.checkpoints import RandomTensor, random_tensors, skeleton_of, write_checkpoint
 from benchmarks.models.export_child import is_random, open_random
-from benchmarks.models.manifests import bytes_per_token, graph_bytes_per_token, read_manifest
+from benchmarks.models.manifests import bytes_per_token, graph_bytes_per_token, planned_bytes, read_manifest
 from benchmarks.models.shapes import EXPLICIT, PRESETS, SHAPES, Shape, presets_of
 
 from mote_export.checkpoint import load_checkpoint
@@ -27,7 +27,7 @@ TINY = Shape(
     "tiny", 64, 160, layers=2, heads=4, vocab=300, picture=28, vision_layers=2, vision_hidden=32, vision_intermediate=64,
     vision_heads=2,
 )  # fmt: skip
-DEMO = Shape("demo", 128, 384, layers=4, heads=4, vocab=512)
+DEMO = Shape("demo", 128, 384, layers=4, heads=4, vocab=416)
 MB = 10**6
 
 
@@ -86,8 +86,9 @@ def test_a_token_reads_one_expert_the_shared_one_and_what_every_token_needs() ->
 def test_the_graph_says_the_same_as_the_manifest(demo_export: Path) -> None:
     folder = demo_export / "onnx"
     by_part = bytes_per_token(read_manifest(folder), DEMO)
+    assert planned_bytes(demo_export / "executorch")["text_decoder"] > 0
     # Norms and biases, which the parts leave out, count for more in so small a model.
-    assert graph_bytes_per_token(folder) == pytest.approx(sum(by_part.values()), rel=0.02)
+    assert graph_bytes_per_token(folder) == pytest.approx(sum(by_part.values()), rel=0.01)
 
 
 def row(preset: str, target: str, shape: str = "3B", step: float = 0.05, **changes: Any) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def row(preset: str, target: str, shape: str = "3B", step: float = 0.05, **chang
 
 
 def verdict(rows: list[dict[str, Any]], start: str) -> Verdict:
-    return next(one for one in verdicts(rows) if one.bar.startswith(start))
+    return next(one for one in verdicts(rows, 2e10) if one.bar.startswith(start))
 
 
 def test_decoding_is_held_to_what_dram_gave_beside_it() -> None:
@@ -121,8 +122,13 @@ def test_decoding_is_held_to_what_dram_gave_beside_it() -> None:
     assert limit_share(found) == pytest.approx(4e8 / 10e9 / 0.05)
     assert verdict([found], "decode of 1.5B, mobile, onnx").reached
     assert verdict([row("mobile", "onnx", "1.5B", step=0.1)], "decode of 1.5B, mobile, onnx").reached is False
+    assert "40% at the best" in verdict([found], "decode of 1.5B, mobile, onnx").found
+    impossible = row("mobile", "onnx", "1.5B", step=0.03)  # DRAM was slow when it was measured, not when it was needed
+    assert verdict([impossible], "decode of 1.5B, mobile, onnx").reached is None
     portable = row("portable", "onnx", "1.5B", step=0.06)
-    ratios = [one for one in verdicts([found, portable]) if "--portable" in one.required and one.reached is not None]
+    ratios = [
+        one for one in verdicts([found, portable], 2e10) if "--portable" in one.required and one.reached is not None
+    ]
     assert [one.found[:5] for one in ratios] == ["1.20x", "1.00x"]
     assert [one.reached for one in ratios] == [True, False]
 

@@ -193,14 +193,14 @@ def measure_llama(setting: Setting, shape: Shape, *, fresh: bool) -> dict[str, A
     return found
 
 
-def print_bars(rows: list[dict[str, Any]]) -> None:
+def print_bars(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title="Bars", title_justify="left")
     for head in ("bar", "required", "found", ""):
         table.add_column(head)
-    for one in verdicts(rows):
+    for one in verdicts(found["rows"], found["dram_bytes_s"]):
         table.add_row(one.bar, one.required, one.found, report.VERDICT[one.reached])
     Console().print(table)
 
@@ -217,7 +217,7 @@ def main() -> int:
         write_json(raw, found)
     run = json.loads(raw.read_text())
     report.render(run, arguments.output)
-    print_bars(run["rows"])
+    print_bars(run)
     print(f"{arguments.output / report.TABLES}: all tables")
     return 0
 

@@ -15,6 +15,7 @@ EXPERTS_TOLERANCE = 0.01
 OPEN_SECONDS = {"onnx": 1.5, "executorch": 0.5}
 ANONYMOUS = 300 * MB
 DECODE_SHARE, DECODE_RATIO, PREFILL_RATIO = 0.65, 1.1, 1.5
+POSSIBLE_SHARE = 1.05  # above it DRAM was measured while something else used it
 PREFILL_TOKENS = 608
 NOT_MEASURED = "not measured"
 
@@ -134,10 +135,12 @@ def _memory(rows: Rows, target: str) -> Iterator[Verdict]:
     after = run["memory"]["steady"]["anonymous"] - run["memory"]["before"]["anonymous"]
     kv = run["kv_bytes"] / MB
     detail = f"{beyond / MB:.0f} MB; after answers {after / MB:.0f} MB with KV cache ({kv:.0f} MB) and activations"
+    if planned := run.get("planned_bytes"):
+        detail += f" (planned for both at most: {sum(planned.values()) / MB:.0f} MB)"
     yield Verdict(texts[1], required[1], detail, beyond < ANONYMOUS, aims[1])
 
 
-def _decode(rows: Rows, target: str) -> Iterator[Verdict]:
+def _decode(rows: Rows, target: str, best: float) -> Iterator[Verdict]:
     row, portable = (rows.get(("1.5B", preset, target)) for preset in ("mobile", "portable"))
     text = f"decode of 1.5B, mobile, {target}, two threads"
     run, other = part(row, "run"), part(portable, "run")
@@ -145,9 +148,13 @@ def _decode(rows: Rows, target: str) -> Iterator[Verdict]:
     if not run or share is None:
         yield _missing(text, f"≥ {DECODE_SHARE:.0%} of the DRAM limit", row, "run", "85 %")
     else:
-        speed = dram(run) / 1e9
-        detail = f"{share:.0%} ({1 / run['step_seconds']:.1f} tokens/s; DRAM beside it {speed:.1f} GB/s)"
-        yield Verdict(text, f"≥ {DECODE_SHARE:.0%} of the DRAM limit", detail, share >= DECODE_SHARE, "85 %")
+        at_best = share * dram(run) / best
+        detail = (
+            f"{share:.0%} ({1 / run['step_seconds']:.1f} tokens/s; DRAM beside it {dram(run) / 1e9:.1f} GB/s); {at_best:.0%} at "
+            "the best of this run"
+        )
+        reached = share >= DECODE_SHARE if share <= POSSIBLE_SHARE else None
+        yield Verdict(text, f"≥ {DECODE_SHARE:.0%} of the DRAM limit", detail, reached, "85 %")
     for name, key, least, aim, better in (
         (text, "step_seconds", DECODE_RATIO, "1.3x", "lower"),
         (
@@ -182,11 +189,12 @@ def _limited(rows: Rows, target: str) -> Iterator[Verdict]:
     yield Verdict(text, required, detail, found["same"])
 
 
-def verdicts(rows: list[dict[str, Any]]) -> list[Verdict]:
-    """One for each bar and target."""
+def verdicts(rows: list[dict[str, Any]], best: float) -> list[Verdict]:
+    """One for each bar and target; `best`: bytes a second that two threads read from DRAM at the best moment of the run."""
     known = by_name(rows)
     found = [verdict for target in TARGETS for verdict in _export(known, target)]
     found += [*_sizes(known), *_smaller(known)]
-    for check in (_memory, _decode, _limited):
-        found += [verdict for target in TARGETS for verdict in check(known, target)]
+    found += [verdict for target in TARGETS for verdict in _memory(known, target)]
+    found += [verdict for target in TARGETS for verdict in _decode(known, target, best)]
+    found += [verdict for target in TARGETS for verdict in _limited(known, target)]
     return found

@@ -2,16 +2,21 @@
 
 import json
 import math
+import mmap
+import re
 from pathlib import Path
 from typing import Any
 
 from mote_runtime.manifest import MANIFEST_NAME
+from mote_runtime.profile.trace.flatbuffer import Table
 
 from .shapes import Shape
 
 FLOAT32_BYTES = 4
-ROTARY = ("cos", "sin")  # tables of which a token reads a row
-DECODER = "model.onnx"
+ROTARY = re.compile(r"(^|[._/])(cos|sin)([._/]|$)")  # tables of which a token reads a row
+DECODER, PROGRAM = "model.onnx", "model.pte"
+# Fields of ExecuTorch's program.fbs.
+PLANS, PLAN_NAME, PLAN_BUFFERS = 1, 0, 8
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -58,7 +63,7 @@ def graph_bytes_per_token(folder: Path) -> float:
 
     manifest = read_manifest(folder)
     graph = onnx.load(folder / DECODER, load_external_data=False).graph
-    total = sum(_num_bytes(tensor) for tensor in graph.initializer if not any(name in tensor.name for name in ROTARY))
+    total = sum(_num_bytes(tensor) for tensor in graph.initializer if not ROTARY.search(tensor.name))
     moe = manifest["moe"]
     return total - expert_bytes(manifest)["packed"] * (1 - moe["top_k"] / moe["num_experts"])
 
@@ -73,3 +78,16 @@ def _num_bytes(tensor: Any) -> int:
     if bits is None:
         bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     return -(-math.prod(tensor.dims) * bits // 8)
+
+
+def planned_bytes(folder: Path) -> dict[str, int]:
+    """Bytes that each method of a program sets aside for activations and the KV cache; only what is used becomes resident."""
+    with (
+        (folder / PROGRAM).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as view,
+    ):
+        plans = [
+            (plan.text(PLAN_NAME), sum(plan.scalars(PLAN_BUFFERS, "q"))) for plan in Table.root(view).tables(PLANS)
+        ]
+        return {name: size for name, size in plans if size > 0}

@@ -230,7 +230,7 @@ def _failures(rows: list[dict[str, Any]]) -> Iterator[str]:
 def render(run: dict[str, Any], folder: Path) -> str:
     """Writes models.md and models.png of a run; returns the text."""
     rows = run["rows"]
-    lines = [*_head(run), *_bars(verdicts(rows)), f"![decode speed and memory]({PICTURE})", ""]
+    lines = [*_head(run), *_bars(verdicts(rows, run["dram_bytes_s"])), f"![decode speed and memory]({PICTURE})", ""]
     lines += [*_exports(rows), *_memory(rows), *_speed(rows), *_llama(run["llama_cpp"], rows), *_failures(rows)]
     text = "\n".join(lines).rstrip() + "\n"
     (folder / TABLES).write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ from . import children, exports, limited, manifests
 from .shapes import RANDOM_SUFFIX, RUNTIME, THREADS, Preset, Shape, Target
 
 BLOCK = 1 << 24
-DRAM_SAMPLES = 3
+DRAM_SAMPLES = 5
 LIMITED = ("3B", "quick")  # run once more with little memory
 Advance = Callable[[str], None]
 
@@ -83,6 +83,7 @@ def measure_runtime(setting: Setting, shape: Shape, folder: Path, target: Target
         "dram_bytes_s": [before, dram_now(setting)],
         "kv_bytes": shape.kv_bytes(positions),
         "kv_bytes_first_token": shape.kv_bytes(1),
+        "planned_bytes": manifests.planned_bytes(folder) if target == "executorch" else {},
     }
 
 
