@@ -23,6 +23,7 @@ from transformers import (
 from mote_export.checkpoint import CheckpointError, is_dense, load_any, open_moe_llava, open_path
 from mote_export.exporter import export
 from mote_export.model import MoteModel, upcycle
+from mote_export.tokens import prompt_spec
 
 MOE_LLAVA = {
     "experts": "full",
@@ -260,6 +261,13 @@ def test_missing_tokens_get_ids_that_the_embedding_has_to_spare(folder: Path) ->
     edit_config(folder / "checkpoint", vocab_size=260)
     with pytest.raises(CheckpointError, match=r"vocabulary of 260, which leaves no room for <\|vision_start\|>"):
         open_path(folder / "checkpoint", folder / "tower")
+
+
+def test_it_is_asked_in_the_format_that_it_was_trained_in(source: Path) -> None:
+    prompt = prompt_spec(open_path(source / "checkpoint", source / "tower").skeleton())
+    assert prompt.user_prefix.startswith("A chat between a curious user and")
+    assert prompt.user_prefix.endswith("the user's questions. USER: ")
+    assert (prompt.image, prompt.user_suffix) == ("{image_pads}\n", " ASSISTANT:")
 
 
 def drop(path: Path, name: str) -> None:

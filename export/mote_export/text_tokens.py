@@ -36,8 +36,29 @@ def around_question(template: str, tokenizer_config: Mapping[str, Any]) -> tuple
     """
     if len(template) > MAX_TEMPLATE:
         raise MoteError(f"the chat template has {len(template)} characters, expected at most {MAX_TEMPLATE}.")
+    return _around(QUESTION, template, tokenizer_config)
+
+
+def around_picture(template: str, tokenizer_config: Mapping[str, Any], image_token: str) -> tuple[str, str, str]:
+    """As `around_question` for messages that may begin with a picture: what is before it, what it becomes, what is behind the text.
+
+    Raises:
+        MoteError: it cannot be run, or a picture does not come once, directly before the text of its message.
+    """
+    text = {"type": "text", "text": QUESTION}
+    prefix, suffix = _around([text], template, tokenizer_config)
+    before, after = _around([{"type": "image"}, text], template, tokenizer_config)
+    picture = before.removeprefix(prefix)
+    if after != suffix or not before.startswith(prefix) or picture.count(image_token) != 1:
+        raise MoteError(
+            f"the chat template does not put a picture as {image_token} once before the text of its message."
+        )
+    return prefix, picture, suffix
+
+
+def _around(content: Any, template: str, tokenizer_config: Mapping[str, Any]) -> tuple[str, str]:
     named = {name: token_text(tokenizer_config.get(name)) or "" for name in NAMED_TOKENS}
-    message = [{"role": "user", "content": QUESTION}]
+    message = [{"role": "user", "content": content}]
     try:
         rendered, _ = render_jinja_template([message], chat_template=template, add_generation_prompt=True, **named)
     except Exception as error:  # whatever an expression in a template may raise

@@ -1,21 +1,32 @@
 """Special tokens of a checkpoint and the format of its prompts: one place that both targets and the manifest use."""
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from mote_export.checkpoint import Checkpoint
-from mote_export.text_tokens import around_question, beginning, end_tokens, plain_template, token_text
+from mote_export.text_tokens import (
+    around_picture,
+    around_question,
+    beginning,
+    end_tokens,
+    plain_template,
+    token_text,
+)
 from mote_runtime.errors import MoteError
-from mote_runtime.manifest import PromptSpec
+from mote_runtime.manifest import IMAGE_PADS, PromptSpec
+
+logger = logging.getLogger(__name__)
 
 # The format the demo model is trained with, and Qwen2's own.
 USER_PREFIX = "<|im_start|>user\n"
 USER_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE = "<|vision_start|>{image_pads}<|vision_end|>"
 
+IMAGE_TOKEN = "<|image_pad|>"
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")  # that a tokenizer must have for this format
 
 # The same for transformers and its kin, whose processors put as many <|image_pad|> in place of one as a picture has features. For
@@ -101,14 +112,16 @@ def _text_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> SpecialTokens:
 
 
 def prompt_spec(checkpoint: Checkpoint) -> PromptSpec:
-    """How a prompt is laid out: Qwen2's format; of a text model as its own chat template says, or just its text without one.
+    """How a prompt is laid out: as the checkpoint's own chat template says; without one in Qwen2's format, or just its text.
+
+    A template of a multimodal model that cannot be used so is left aside with a warning, as many come from their text models.
 
     Raises:
         MoteError: a text model's template cannot be used.
     """
-    if checkpoint.has_vision:
-        return PromptSpec(USER_PREFIX, IMAGE, USER_SUFFIX)
     template = _own_template(checkpoint)
+    if checkpoint.has_vision:
+        return _image_prompt(template, _tokenizer_config(checkpoint))
     if template is not None:
         prefix, suffix = around_question(template, _tokenizer_config(checkpoint))
         return PromptSpec(prefix, None, suffix)
@@ -116,6 +129,16 @@ def prompt_spec(checkpoint: Checkpoint) -> PromptSpec:
     if has_chat_tokens(tokenizer):
         return PromptSpec(USER_PREFIX, None, USER_SUFFIX)
     return PromptSpec(beginning(tokenizer), None, "")
+
+
+def _image_prompt(template: str | None, tokenizer_config: dict[str, Any]) -> PromptSpec:
+    if template is not None and template != CHAT_TEMPLATE:
+        try:
+            prefix, image, suffix = around_picture(template, tokenizer_config, IMAGE_TOKEN)
+            return PromptSpec(prefix, image.replace(IMAGE_TOKEN, IMAGE_PADS), suffix)
+        except MoteError as error:
+            logger.warning("prompts are in Qwen2's format: %s", error)
+    return PromptSpec(USER_PREFIX, IMAGE, USER_SUFFIX)
 
 
 def has_chat_tokens(tokenizer: Tokenizer) -> bool:

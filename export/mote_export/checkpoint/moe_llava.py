@@ -33,12 +33,7 @@ from mote_export.weights import StackedSource, TensorSource
 logger = logging.getLogger(__name__)
 
 # model_type of a checkpoint to that of its decoder in transformers.
-DECODERS = {
-    "moe_llava_qwen1_5": "qwen2",
-    "moe_llava_stablelm": "stablelm",
-    "moe_llava_llama": "llama",
-    "moe_llava_mistral": "mistral",
-}
+DECODERS = {"moe_llava_qwen1_5": "qwen2", "moe_llava_stablelm": "stablelm"}
 # Names that StableLM had before it came to transformers.
 RENAMED = {"rope_pct": "partial_rotary_factor", "norm_eps": "layer_norm_eps"}
 MODES = ("sparse", "dense", "first_half", "second_half", "custom")
@@ -47,6 +42,17 @@ FEATURES = {"patch": "default", "cls_patch": "full"}  # to vision_feature_select
 # What mote asks with (docs/export-format.md). A tokenizer that lacks some gets them at ids that the embedding has to spare.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 IMAGE_TOKEN = "<|image_pad|>"
+# The conversations that these two kinds are trained with.
+CHAT_TEMPLATE = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
+    "answers to the user's questions. "
+    "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|image_pad|>{{ '\\n' }}{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ ' ' if message['role'] == 'user' else '<|endoftext|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
 MAX_LISTED = 1024  # of moe_layers_idx; no decoder has more layers
 
 # The names begin so in the checkpoint; in ours, as the second says.
@@ -97,7 +103,7 @@ def open_moe_llava(path: Path, vision_tower: Path | None = None) -> OpenCheckpoi
     """
     config = read_config(path)
     refuse_keys(path, config)
-    files = _read_files(path)
+    files = {"chat_template.jinja": CHAT_TEMPLATE} | _read_files(path)
     stored = folder_tensors(path)
     moe, counts = _moe_settings(path, config)
     text = _text_config(path, config)
