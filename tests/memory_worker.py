@@ -43,6 +43,13 @@ def main() -> None:
         elif word == "answer":
             assert pipeline is not None
             tokens = answer(pipeline)
+        elif word.startswith("prompt="):
+            assert pipeline is not None
+            tokens = (
+                pipeline.step_logits([index % 250 for index in range(int(word.partition("=")[2]))]).argmax(1).tolist()
+            )
+        elif word.startswith("chunk="):  # as if prompts were cut into pieces of so many
+            pipeline._backend._chunk = int(word.partition("=")[2])  # type: ignore[union-attr]
         elif word == "drop":
             page_out(Path(folder))
         elif word == "copy":  # what a program does that does not map

@@ -187,6 +187,28 @@ def test_an_answer_with_less_memory_than_weights_is_the_same(export: Export, run
     assert run_with(folder, limit, "open", "copy", "answer").killed
 
 
+def test_a_long_prompt_takes_the_memory_of_a_chunk_and_a_long_context_that_of_what_is_used(tmp_path: Path) -> None:
+    context, layers, kv_values = 1 << 17, 2, tiny.KV_HEADS * tiny.HEAD_DIM
+    cache = 2 * layers * context * kv_values * 4  # 64 MiB
+    with patch.multiple(tiny, HIDDEN=256, INTERMEDIATE=512, EXPERTS=4, LAYERS=layers, CONTEXT=context):
+        tiny.write_export(tmp_path, text_only=True)
+
+    def anonymous(*words: str) -> list[int]:
+        done = subprocess.run(
+            [sys.executable, memory_worker.__file__, tmp_path, "wait", "open", *words],
+            stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+        return [json.loads(line)["anonymous"] for line in done.stdout.splitlines()]
+
+    before, opened, chunk, long = anonymous("prompt=512", "prompt=4000")
+    assert opened - before < cache // 4
+    embeddings, used = 4000 * 256 * 4, cache * 4000 // context
+    growth = long - chunk
+    assert growth < embeddings + used + 12 * MIB
+    *_, whole = anonymous("chunk=4000", "prompt=4000")
+    assert whole - opened > 2 * growth, "in one piece it takes more, or this measures nothing"
+
+
 def test_a_limited_run_says_how_it_ended(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(40 * MIB))
 

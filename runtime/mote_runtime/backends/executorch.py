@@ -134,9 +134,10 @@ class ExecuTorchBackend(Backend):
         return np.concatenate(features, axis=1)[0]
 
     def embed(self, input_ids: IntArray, image_features: FloatArray | None = None) -> FloatArray:
-        pieces = [input_ids[np.newaxis, piece] for piece in chunks(len(input_ids), self._chunk)]
-        rows = [self._run("token_embedding", torch.from_numpy(piece)).numpy()[0] for piece in pieces]
-        embeddings: FloatArray = np.concatenate(rows)
+        embeddings = np.empty((len(input_ids), self._model.hidden_size), np.float32)
+        for piece in chunks(len(input_ids), self._chunk):
+            ids = torch.from_numpy(input_ids[np.newaxis, piece])
+            embeddings[piece] = self._run("token_embedding", ids).numpy()[0]
         if image_features is not None:
             embeddings[input_ids == self._model.image_token_id] = image_features
         return embeddings

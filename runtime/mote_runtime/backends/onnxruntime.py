@@ -116,15 +116,15 @@ class OnnxRuntimeBackend(Backend):
 
     def embed(self, input_ids: IntArray, image_features: FloatArray | None = None) -> FloatArray:
         features = iter(self._no_features if image_features is None else image_features)
-        rows = []
+        embeddings = np.empty((len(input_ids), self._model.hidden_size), np.float32)
         for piece in chunks(len(input_ids), self._chunk):
             inputs: dict[str, Any] = {"input_ids": input_ids[np.newaxis, piece]}
             if self._vision is not None:
                 count = int(np.count_nonzero(input_ids[piece] == self._model.image_token_id))
                 taken = list(itertools.islice(features, count))
                 inputs["image_features"] = np.stack(taken) if taken else self._no_features
-            rows.append(_run(self._embedding, "inputs_embeds", inputs)[0])
-        return np.concatenate(rows)
+            embeddings[piece] = _run(self._embedding, "inputs_embeds", inputs)[0]
+        return embeddings
 
     def decode(self, inputs_embeds: FloatArray) -> FloatArray:
         for piece in chunks(len(inputs_embeds), self._chunk):

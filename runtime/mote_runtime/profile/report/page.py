@@ -171,7 +171,7 @@ def _colours(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         for stage in (run.get("breakdown") or {}).values():
             for operator in stage["operators"]:
                 sums[operator["name"]] = sums.get(operator["name"], 0.0) + operator["share"]
-    first = [vocabulary.TERNARY_MOE, vocabulary.TERNARY_MATMUL, "MatMul", "Attention"]
+    first = [vocabulary.TERNARY_MOE, vocabulary.TERNARY_MATMUL, vocabulary.QUANTIZED_MATMUL, "MatMul", "Attention"]
     ranked = [name for name in first if name in sums] + sorted(
         (name for name in sums if name not in first), key=lambda name: -sums[name]
     )

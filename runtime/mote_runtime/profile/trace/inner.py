@@ -43,6 +43,7 @@ PHASE_NAMES = (
     "down",
     "combine",
     "matmul",
+    "linear",
 )
 
 EventArray = npt.NDArray[np.void]

@@ -198,22 +198,24 @@ class _Phases:
         return self._events[self._events["phase"] == self._names.index(phase)]
 
     def _find_kinds(self) -> dict[int, str]:
-        """Which operator a layer's address belongs to: only ternary_matmul has a phase of the name `matmul`."""
-        products = {int(layer) for layer in np.unique(self._of("matmul")["layer"])}
-        addresses = {int(layer) for layer in np.unique(self._events["layer"])}
-        return {each: vocabulary.TERNARY_MATMUL if each in products else vocabulary.TERNARY_MOE for each in addresses}
+        """Which operator a layer's address belongs to: of all but ternary_moe by the phase that only it has."""
+        kinds = dict.fromkeys(map(int, np.unique(self._events["layer"])), vocabulary.TERNARY_MOE)
+        for phase, kind in (("matmul", vocabulary.TERNARY_MATMUL), ("linear", vocabulary.QUANTIZED_MATMUL)):
+            kinds |= dict.fromkeys(map(int, np.unique(self._of(phase)["layer"])), kind)
+        return kinds
 
     def _number_layers(self) -> dict[int, int]:
         """The decoder's layer of each address: layers run in order, so the order of their first calls is theirs."""
         order = self._events[np.argsort(self._events["call"], kind="stable")]["layer"]
         seen = list(dict.fromkeys(map(int, order)))
         experts = [layer for layer in seen if self._kinds[layer] == vocabulary.TERNARY_MOE]
-        products = [layer for layer in seen if self._kinds[layer] == vocabulary.TERNARY_MATMUL]
+        others = (vocabulary.TERNARY_MATMUL, vocabulary.QUANTIZED_MATMUL)
+        products = [[layer for layer in seen if self._kinds[layer] == kind] for kind in others]
         if len(experts) == len(self._raw.moe_layers):
             numbers = dict(zip(experts, self._raw.moe_layers, strict=True))
         else:
             numbers = {layer: index for index, layer in enumerate(experts)}
-        return numbers | {layer: index for index, layer in enumerate(products)}
+        return numbers | {layer: index for layers in products for index, layer in enumerate(layers)}
 
     def expert_tokens(self) -> list[list[int]]:
         """Tokens by layer with experts and expert."""

@@ -7,8 +7,8 @@ LOAD, WARM_UP, ANSWER = "load", "warm-up", "answer"
 PHASES_ANSWER = "answer, phases only"  # where operators and phases were recorded in different answers
 TOKENIZE, IMAGE_ENCODE, EMBED, PREFILL, DECODE = "tokenize", "image encode", "embed", "prefill", "decode step"
 
-TERNARY_MOE, TERNARY_MATMUL = "TernaryMoE", "TernaryMatMul"
-OURS = (TERNARY_MOE, TERNARY_MATMUL)
+TERNARY_MOE, TERNARY_MATMUL, QUANTIZED_MATMUL = "TernaryMoE", "TernaryMatMul", "QuantizedMatMul"
+OURS = (TERNARY_MOE, TERNARY_MATMUL, QUANTIZED_MATMUL)
 # Operators that read an unknown part of their stored tensors: rows of a table, the experts that were chosen.
 READ_IN_PART = (*OURS, "Gather", "Attention")
 PRODUCTS = ("MatMul", "Convolution")
@@ -19,6 +19,8 @@ _OPERATORS = {
     "ternary_moe": TERNARY_MOE,
     "ternarymatmul": TERNARY_MATMUL,
     "ternary_matmul": TERNARY_MATMUL,
+    "quantizedmatmul": QUANTIZED_MATMUL,
+    "quantized_matmul": QUANTIZED_MATMUL,
     "groupqueryattention": "Attention",
     "multiheadattention": "Attention",
     "attention": "Attention",
