@@ -25,6 +25,7 @@ from mote_export.checkpoint import (
     save_model_pt,
 )
 from mote_export.checkpoint.bitnet import UnpackedSource
+from mote_export.cli.export import main
 from mote_export.exporter import export
 from mote_export.passes import PackedTernaryLinear, PackOptions, apply_passes, pack_ternary_linear
 from mote_export.passes.pack_ternary_linear import ternary_weight
@@ -297,3 +298,16 @@ def test_bitnet_models_verify_in_both_runtimes(
     assert not result.memory.has_experts
     assert result.memory.packed_bits < 3
     assert Manifest.read(tmp_path / "out").moe.layers == ()
+
+
+def test_weights_that_are_nearly_ternary_are_exported_if_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bitnet(tmp_path / "bitnet", "autobitlinear", "offline")
+    edit(tmp_path / "bitnet", lambda state: state[f"{LAYER}.weight"][0, :3].fill_(0.9))
+    options = [str(tmp_path / "bitnet"), "-o", str(tmp_path / "out"), "--target", "onnx", "--no-verify"]
+    assert main(options) == 1
+    assert "q_proj: 3 of its 4096 weights are not -1, 0 or 1 times one number" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*options, "--ternarize"]) == 0
+    assert "Some were not ternary, and rounded by 0." in capsys.readouterr().out.replace("\n", " ")

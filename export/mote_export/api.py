@@ -56,11 +56,13 @@ def export(
     verify: bool = True,
     rtol: float = DEFAULT_RTOL,
     samples: Sequence[Sample] = (),
+    vision_tower: str | os.PathLike[str] | None = None,
+    ternarize: bool = False,
 ) -> list[ExportResult]:
     """Exports a MoTE model; the folder appears complete and verified, or not at all.
 
     Args:
-        model: model.pt, a folder of save_pretrained, or a model in memory, which stays as it is.
+        model: model.pt, a folder of save_pretrained, of MoE-LLaVA or of BitNet, or a model in memory, which stays as it is.
         output: an absent or empty folder. It gets the subfolders onnx/ and executorch/ with target "all", and is the export itself
             with a single target.
         processor: of a model in memory: the transformers processor (image processor and tokenizer) that belongs to it; of a
@@ -79,6 +81,8 @@ def export(
         verify: run the export and compare it with torch.
         rtol: see `mote_export.verify.relative_difference`.
         samples: questions to compare on, beside three built-in ones.
+        vision_tower: of a MoE-LLaVA checkpoint without its tower: the tower's own folder.
+        ternarize: round the weights of BitNet layers that should be ternary and are not, instead of refusing them.
 
     Returns:
         One result for each target: its folder, the sizes of its files, the memory of its experts and what verification found.
@@ -100,6 +104,7 @@ def export(
         embedding=embedding,
         full_experts=full_experts,
         linear_group_size=linear_group_size,
+        ternarize=ternarize,
     )
     with quiet_libraries():
         return exporter.export(
@@ -113,6 +118,7 @@ def export(
             verify=verify,
             samples=samples,
             pack=pack,
+            vision_tower=None if vision_tower is None else Path(vision_tower),
         )
 
 

@@ -73,6 +73,7 @@ def export(
     samples: Sequence[Sample] = (),
     pack: PackOptions | None = None,
     portable: bool = False,
+    vision_tower: Path | None = None,
 ) -> list[ExportResult]:
     """Exports a checkpoint to one or more targets; `output` appears complete and verified, or not at all.
 
@@ -84,6 +85,7 @@ def export(
         samples: questions to compare on, beside three built-in ones.
         pack: how the weights of the experts are stored; by default as `mote-export` does without options.
         portable: the runtime's own operators compute the experts, without the plugin and slowly.
+        vision_tower: see `checkpoint.open_moe_llava`.
 
     Raises:
         MoteError: one sentence; nothing was written.
@@ -91,7 +93,7 @@ def export(
     chosen = [TARGETS[name] for name in targets]
     check_output(output)
     check_requirements(chosen, portable=portable)
-    checkpoint = open_path(source).skeleton() if isinstance(source, Path) else _copy(source)
+    checkpoint = open_path(source, vision_tower).skeleton() if isinstance(source, Path) else _copy(source)
     settings = ExportSettings(choose_context(checkpoint, context_length), opset, portable)
     pack = pack or PackOptions()
     check_pack(checkpoint, pack)
@@ -122,7 +124,11 @@ def rewrite(model: MoteModel, pack: PackOptions, scratch: Scratch) -> None:
             bar.update(sum(parameter.numel() for parameter in module.parameters()))
 
         apply_passes(model, quantize_passes(model, pack), scratch, done)
-        passes = (stock_moe(pack), pack_ternary_experts(pack), pack_ternary_linear(pack.packing))
+        passes = (
+            stock_moe(pack),
+            pack_ternary_experts(pack),
+            pack_ternary_linear(pack.packing, ternarize=pack.ternarize),
+        )
         apply_passes(model.get_decoder(), passes, scratch, done)
         scratch.load_parameters(model)
         bar.update(total - bar.n)

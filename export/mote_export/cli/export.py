@@ -136,6 +136,7 @@ def _export(arguments: argparse.Namespace) -> "list[ExportResult]":
         verify=not arguments.no_verify,
         samples=[Sample(prompt, None if image == NO_IMAGE else Path(image)) for image, prompt in arguments.sample],
         portable=arguments.portable,
+        vision_tower=arguments.vision_tower,
         pack=PackOptions(
             arguments.packing,
             arguments.shared_expert,
@@ -145,6 +146,7 @@ def _export(arguments: argparse.Namespace) -> "list[ExportResult]":
             embedding=arguments.embedding,
             full_experts=arguments.full_experts,
             linear_group_size=arguments.linear_group_size or DEFAULT_SHARED_GROUP_SIZE,
+            ternarize=arguments.ternarize,
         ),
     )
 
@@ -181,7 +183,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="model.pt, a folder of save_pretrained, or a model.onnx"
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="model.pt, a folder of save_pretrained, of MoE-LLaVA or of BitNet, or a model.onnx",
     )
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -214,6 +219,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=OPSETS,
         metavar=f"{OPSETS[0]}..{OPSETS[-1]}",
         help="ONNX operator set (default: %(default)s)",
+    )
+    model.add_argument(
+        "--vision-tower",
+        type=Path,
+        metavar="DIR",
+        help="a MoE-LLaVA checkpoint's vision tower, a transformers folder of CLIP or SigLIP, where it is not in the checkpoint",
     )
     _add_weight_options(parser)
     rewrite_onnx.add_options(parser)

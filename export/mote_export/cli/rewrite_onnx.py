@@ -27,7 +27,7 @@ MEANINGFUL = {
     "ternarize",
     "inputs",
 }
-ONLY_HERE = {"quantize_activations", "ternarize", "inputs"}
+ONLY_HERE = {"quantize_activations", "inputs"}
 MIB = 1 << 20
 MOST_SHOWN = 12  # rows of nodes; --json has all
 
@@ -44,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ternarize",
         action="store_true",
-        help="also rewrite weights that are nearly -1, 0 or 1 times one number, rounded; the report says what that costs",
+        help="also rewrite weights that are nearly -1, 0 or 1 times one number, rounded; the report says what that costs (also for "
+        "the layers of a BitNet checkpoint)",
     )
     group.add_argument(
         "--inputs",

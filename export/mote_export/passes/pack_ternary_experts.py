@@ -57,6 +57,7 @@ class PackOptions:
         embedding: of the embedding of tokens: float32, int8 or int4.
         full_experts: of routed experts in full precision, those of MoE-LLaVA: float32, int8, int4 or int3.
         linear_group_size: inputs that share a scale in the int4 and int3 of these three.
+        ternarize: round the weights of BitNet layers that should be ternary and are not, instead of refusing them.
 
     Raises:
         MoteError: a value that is not among those.
@@ -70,6 +71,7 @@ class PackOptions:
     embedding: str = DEFAULT_EMBEDDING
     full_experts: str = DEFAULT_FULL_EXPERTS
     linear_group_size: int = DEFAULT_SHARED_GROUP_SIZE
+    ternarize: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
