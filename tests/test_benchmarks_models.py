@@ -211,7 +211,7 @@ def test_rows_are_done_once_unless_they_failed(tmp_path: Path) -> None:
     assert not is_finished(path)
     path.write_text(json.dumps({"export": {"failure": "no room"}}))
     assert not is_finished(path)
-    path.write_text(json.dumps({"export": {}, "run": {}}))
+    path.write_text(json.dumps({"export": {}, "run": {}, "limited": {"failure": "no control group"}}))
     assert is_finished(path)
 
 

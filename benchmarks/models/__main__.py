@@ -128,8 +128,8 @@ def measure_rows(setting: Setting, rows: list[Row], bar: "tqdm[None]") -> None:
 
 
 def is_finished(path: Path) -> bool:
-    """A row that failed is measured again."""
-    return path.exists() and not failures(json.loads(path.read_text()))
+    """A row that failed is measured again; not where only the memory could not be limited, as a user may lack the right."""
+    return path.exists() and not failures(json.loads(path.read_text()) | {"limited": {}})
 
 
 def commit() -> str:
@@ -162,6 +162,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         work, compile_limits(work / "tools"), arguments.explicit, arguments.keep, arguments.steps, commit()
     )
     missing = [row for row in rows if arguments.fresh or not is_finished(setting.row_file(*row))]
+    if arguments.fresh:
+        for row in missing:
+            setting.export_file(*row).unlink(missing_ok=True)
     check_room(work, missing)
     about, start, (all_before, own_before) = machine(), time.perf_counter(), busy_seconds()
     limits = [measure_limits(setting.limits)]

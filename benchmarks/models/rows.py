@@ -44,6 +44,10 @@ class Setting:
     def row_file(self, shape: Shape, preset: Preset, target: Target) -> Path:
         return self.work / "rows" / f"{shape.name}_{preset.name}_{target}.json"
 
+    def export_file(self, shape: Shape, preset: Preset, target: Target) -> Path:
+        """What was noted of an export that was kept."""
+        return self.row_file(shape, preset, target).with_suffix(".export.json")
+
     def export(self, shape: Shape, preset: Preset, target: Target) -> Path:
         return self.work / "exports" / f"{shape.name}_{preset.name}_{target}"
 
@@ -96,30 +100,34 @@ def measure_bytes(shape: Shape, folder: Path, target: Target, preset: Preset) ->
     return {"bytes_per_token": total, "bytes_per_token_by_part": parts}
 
 
+def export_row(setting: Setting, shape: Shape, preset: Preset, target: Target) -> dict[str, Any]:
+    """Exports, or finds what an earlier call with `keep` has left: the same figures, the same folder."""
+    folder, noted = setting.export(shape, preset, target), setting.export_file(shape, preset, target)
+    if setting.keep and folder.exists() and noted.exists():
+        kept: dict[str, Any] = json.loads(noted.read_text())
+        return kept
+    shutil.rmtree(folder, ignore_errors=True)
+    found = exports.measure_export(
+        shape, setting.checkpoint(shape), folder, target, preset,
+        explicit=setting.explicit, log=setting.log(f"{folder.name}_export"),
+    )  # fmt: skip
+    if setting.keep and "failure" not in found:
+        write_json(noted, found)
+    return found
+
+
 def measure_row(setting: Setting, shape: Shape, preset: Preset, target: Target, advance: Advance) -> dict[str, Any]:
-    """Everything about a row; parts that fail say so, and the others are measured all the same."""
+    """Everything about a row; a part that fails says so, and what does not build on it is measured all the same."""
     folder = setting.export(shape, preset, target)
     name = f"{shape.name} {preset.name} {target}"
-    if not (setting.keep and folder.exists()):
-        shutil.rmtree(folder, ignore_errors=True)
     row: dict[str, Any] = {
         "shape": shape.name, "preset": preset.name, "target": target, "commit": setting.commit,
     }  # fmt: skip
     try:
         advance(f"{name}: export")
-        kept = setting.row_file(shape, preset, target).with_suffix(".export.json")
-        if folder.exists() and kept.exists():
-            row["export"] = json.loads(kept.read_text())
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            row["export"] = exports.measure_export(
-                shape, setting.checkpoint(shape), folder, target, preset,
-                explicit=setting.explicit, log=setting.log(f"{folder.name}_export"),
-            )  # fmt: skip
-            if "failure" in row["export"]:
-                return row
-            if setting.keep:
-                write_json(kept, row["export"])
+        row["export"] = export_row(setting, shape, preset, target)
+        if "failure" in row["export"]:
+            return row
         advance(f"{name}: run")
         row |= measure_bytes(shape, folder, target, preset)
         row["run"] = measure_runtime(setting, shape, folder, target)

@@ -64,9 +64,10 @@ class Shape:
 
     @property
     def export_bytes(self) -> int:
-        """More than any export of it takes: ternary experts at 4 bits, everything else in float32."""
+        """Of the largest export, about: ternary experts in 2 bits, the shared one in 16, the rest in float32, the head twice."""
         rest = self.checkpoint_bytes // BF16_BYTES - (1 + self.experts) * self.ffn_parameters
-        return self.experts * self.ffn_parameters // 2 + 4 * (self.ffn_parameters + rest)
+        head = self.vocab * self.hidden
+        return self.experts * self.ffn_parameters // 4 + BF16_BYTES * self.ffn_parameters + 4 * (rest + head)
 
     def kv_bytes(self, positions: int, itemsize: int = 4) -> int:
         """Of the KV cache over so many positions."""
