@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_text_checkpoint, tiny_text_config
 from transformers import Qwen2Config
 
-from mote_export.checkpoint import load_checkpoint, save_folder, save_model_pt
+from mote_export.checkpoint import load_checkpoint, open_path, save_folder, save_model_pt
 from mote_export.checkpoint.torch_files import folder_tensors
 from mote_export.exporter import export
 from mote_runtime.errors import MoteError
@@ -310,6 +310,28 @@ def test_torch_files_in_shards_are_refused_in_one_sentence(damage: Damage, messa
     damage(tmp_path)
     with pytest.raises(MoteError, match=message):
         folder_tensors(tmp_path)
+
+
+def test_values_come_back_bit_for_bit_in_the_type_that_they_were_saved_in(tmp_path: Path) -> None:
+    checkpoint = tiny_text_checkpoint(tiny_text_config(Qwen2Config, num_hidden_layers=1))
+    checkpoint.model.to(torch.bfloat16)
+    save_folder(tmp_path / "folder", checkpoint)
+    save_model_pt(tmp_path / "model.pt", checkpoint.model, checkpoint.files)
+    copy(tmp_path / "folder", tmp_path / "shards")
+    (tmp_path / "shards" / WEIGHTS).unlink()
+    checkpoint.model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    expected = checkpoint.model.state_dict()
+    expected.pop("lm_head.weight")  # tied
+    for name in ("folder", "shards", "model.pt"):
+        opened = open_path(tmp_path / name)
+        assert opened.tensors.keys() == expected.keys()
+        for key, source in opened.tensors.items():
+            found = source.read()
+            assert found.dtype == torch.bfloat16
+            assert torch.equal(found.view(torch.int16), expected[key].view(torch.int16))
+            assert torch.equal(source.part(0), found[0])
+        assert opened.config.moe_settings == checkpoint.model.config.moe_settings
+        assert opened.files["tokenizer.json"] == checkpoint.files["tokenizer.json"]
 
 
 @pytest.mark.parametrize("source", ["one", "many", "model.pt"])

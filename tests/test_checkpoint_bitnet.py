@@ -29,6 +29,7 @@ from mote_export.cli.export import main
 from mote_export.exporter import export
 from mote_export.passes import PackedTernaryLinear, PackOptions, apply_passes, pack_ternary_linear
 from mote_export.passes.pack_ternary_linear import ternary_weight
+from mote_export.train.source import load_source
 from mote_export.weights import TensorInMemory
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import Manifest
@@ -271,6 +272,11 @@ def test_the_old_code_that_microsofts_folder_names_is_not_run(tmp_path: Path) ->
     edit_config(tmp_path, auto_map={"AutoConfig": "configuration_bitnet.BitNetConfig"})
     (tmp_path / "configuration_bitnet.py").write_text("raise SystemExit('this was run')")
     assert load_checkpoint(tmp_path).model.config.text_config.model_type == "bitnet"
+
+
+def test_there_is_nothing_to_train_in_stage_mote(packed_folder: Path) -> None:
+    with pytest.raises(MoteError, match="is a BitNet model without experts"):
+        load_source(packed_folder, "mote")
 
 
 def test_experts_in_full_precision_are_not_asked_of_a_model_without_experts(

@@ -46,7 +46,10 @@ def load_source(path: Path, stage: Stage) -> Source:
         raise TrainingError(
             f"{path} is a dense model, stage mote trains a MoTE checkpoint: mote-upcycle makes one of it."
         )
-    return load_checkpoint(path)
+    checkpoint = load_checkpoint(path)
+    if checkpoint.model.config.moe_settings is None:
+        raise TrainingError(f"{path} is a BitNet model without experts, stage mote trains a MoTE checkpoint.")
+    return checkpoint
 
 
 def chat_format(source: Source) -> ChatFormat:
