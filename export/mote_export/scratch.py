@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mote_export.weights import read
+from mote_export.weights import check_finite, read
 
 # By address; a tensor holds its map, and the last one of a map takes its entry along.
 _maps: "weakref.WeakValueDictionary[int, np.memmap[Any, Any]]" = weakref.WeakValueDictionary()
@@ -76,8 +76,11 @@ class Scratch:
         """
 
         def loaded(tensor: Tensor) -> Tensor | None:
-            is_loaded = tensor.device.type == "cpu" and tensor.dtype == torch.float32
-            return None if is_loaded else read(tensor).float()
+            if tensor.device.type == "cpu" and tensor.dtype == torch.float32:
+                return None
+            values = read(tensor).float()
+            check_finite(tensor, values)
+            return values
 
         self._replace_parameters(module, loaded)
 

@@ -17,11 +17,7 @@ _SOURCE, _NAME = "mote_source", "mote_name"  # attributes of a parameter
 
 
 class TensorSource(Protocol):
-    """A tensor that can be read.
-
-    Raises:
-        CheckpointError: by both methods, where the file is damaged or a value is not finite.
-    """
+    """A tensor that can be read. Both methods raise CheckpointError where the file is damaged."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -85,24 +81,23 @@ def source_of(parameter: Tensor) -> TensorSource:
 
 
 def read(parameter: Tensor) -> Tensor:
-    """All values, on the CPU, in the dtype that they are stored in.
-
-    Raises:
-        MoteError: they cannot be read, or contain NaN or infinity.
-    """
-    return _finite(parameter, source_of(parameter).read())
+    """All values, on the CPU, in the dtype that they are stored in; they may not be finite. Raises MoteError."""
+    return source_of(parameter).read()
 
 
 def read_part(parameter: Tensor, index: int) -> Tensor:
     """The values at `index` of the first dimension, otherwise as `read`."""
-    return _finite(parameter, source_of(parameter).part(index))
+    return source_of(parameter).part(index)
 
 
-def _finite(parameter: Tensor, values: Tensor) -> Tensor:
-    if not torch.isfinite(values).all():
+def check_finite(parameter: Tensor, computed: Tensor) -> None:
+    """Raises MoteError where what was computed of a parameter's values shows that one of them is NaN or infinity.
+
+    Scales do, by the mean or the greatest of magnitudes, and are read faster than the values.
+    """
+    if not bool(torch.isfinite(computed).all()):
         name = getattr(parameter, _NAME, "a weight")
         raise MoteError(f"{name} contains NaN or infinity: the checkpoint is damaged or its training diverged.")
-    return values
 
 
 def shared_copy(model: Any) -> Any:

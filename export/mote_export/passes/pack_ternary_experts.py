@@ -19,12 +19,13 @@ from mote_export.defaults import (
     LINEAR_FORMATS,
 )
 from mote_export.model import MoteLayer, RoutedExperts
-from mote_export.model.quantizers import ternarize
+from mote_export.model.quantizers import ternarize_matrix
 from mote_export.packing import (
     LAYOUT_VERSION,
     MAX_WIDTH,
     PACKINGS,
     SHARED_FORMATS,
+    Array,
     Packing,
     SharedFormat,
     dequantize,
@@ -32,10 +33,11 @@ from mote_export.packing import (
     pack_gate_up,
     pack_scales,
 )
+from mote_export.parallel import each
 from mote_export.passes.base import ModulePass
 from mote_export.quantize.base import Rounding, WeightFormat
 from mote_export.quantize.matrix import METHODS, quantize
-from mote_export.weights import read, read_part
+from mote_export.weights import check_finite, read, read_part
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import GROUPED_SHARED_EXPERT, SHARED_EXPERTS, SHARED_GROUP_SIZES
 
@@ -135,7 +137,9 @@ class PackedTernaryExperts(nn.Module):
             "shared_format": options.shared_format,
             "shared_group_size": options.shared_group_size,
         }
-        weights: dict[str, Tensor | None] = {"router": read(layer.router.weight).float()}
+        router = read(layer.router.weight).float()
+        check_finite(layer.router.weight, router)
+        weights: dict[str, Tensor | None] = {"router": router}
         weights |= _pack_experts(experts, PACKINGS[options.packing])
         weights |= dict.fromkeys(("shared_gate_up", "shared_gate_up_scale", "shared_down", "shared_down_scale"))
         self.shared_rounding = Rounding()
@@ -172,34 +176,39 @@ class PackedMoteLayer(nn.Module):
 
 
 def _pack_experts(experts: RoutedExperts, packing: Packing) -> dict[str, Tensor]:
-    """Packs expert by expert, so that the codes of one expert at a time exist unpacked."""
-    gate_up, down, gate_up_scale, down_scale = [], [], [], []
-    for index in range(experts.gate_proj.shape[0]):
-        (gate, gate_s), (up, up_s), (down_codes, down_s) = (
-            ternarize(read_part(weight, index)) for weight in (experts.gate_proj, experts.up_proj, experts.down_proj)
-        )
-        gate_up.append(torch.from_numpy(pack_gate_up(gate.to(torch.int8).numpy(), up.to(torch.int8).numpy(), packing)))
-        down.append(torch.from_numpy(packing.pack(down_codes.to(torch.int8).numpy())))
-        gate_up_scale.append(torch.stack([gate_s, up_s]))
-        down_scale.append(down_s)
-    return {
-        "gate_up_packed": torch.stack(gate_up),
-        "gate_up_scale": torch.stack(gate_up_scale),
-        "down_packed": torch.stack(down),
-        "down_scale": torch.stack(down_scale),
-    }
+    """Packs expert by expert, so that the codes of few experts exist unpacked."""
+
+    def pack(index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        gate, gate_scale = _ternarized(experts.gate_proj, index)
+        up, up_scale = _ternarized(experts.up_proj, index)
+        gate_up = torch.from_numpy(pack_gate_up(gate.numpy(), up.numpy(), packing))
+        down, down_scale = _ternarized(experts.down_proj, index)
+        return gate_up, torch.stack([gate_scale, up_scale]), torch.from_numpy(packing.pack(down.numpy())), down_scale
+
+    names = ("gate_up_packed", "gate_up_scale", "down_packed", "down_scale")
+    packed = zip(*each(pack, range(experts.gate_proj.shape[0])), strict=True)
+    return {name: torch.stack(parts) for name, parts in zip(names, packed, strict=True)}
+
+
+def _ternarized(parameter: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    """Codes int8 [N, K] and scale of the matrix of an expert."""
+    codes, scale = ternarize_matrix(read_part(parameter, index))
+    check_finite(parameter, scale)
+    return codes, scale
 
 
 def _pack_shared_expert(
     shared_expert: nn.Module, form: SharedFormat, options: PackOptions
 ) -> tuple[dict[str, Tensor | None], Rounding]:
-    lines, scales, rounding = [], [], Rounding()
-    for name in SHARED_PROJECTIONS:
-        weight = read(shared_expert.get_parameter(f"{name}.weight"))
+    def pack(name: str) -> tuple[Array, Tensor | None, Rounding]:
+        parameter = shared_expert.get_parameter(f"{name}.weight")
+        weight = read(parameter)
         values, scale, rounded = _stored(weight, form, options)
-        rounding += Rounding.of(weight, rounded)
-        lines.append(form.packing.pack(values.numpy()))
-        scales.append(None if scale is None else pack_scales(scale))
+        check_finite(parameter, weight if scale is None else scale)
+        return form.packing.pack(values.numpy()), None if scale is None else pack_scales(scale), rounded
+
+    lines, scales, rounded = zip(*each(pack, SHARED_PROJECTIONS), strict=True)
+    rounding = sum(rounded, Rounding())
     gate_scale, up_scale, down_scale = scales
     weights = {
         "shared_gate_up": torch.from_numpy(interleave(lines[0], lines[1])),
@@ -212,13 +221,14 @@ def _pack_shared_expert(
     return weights, rounding
 
 
-def _stored(weight: Tensor, form: SharedFormat, options: PackOptions) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Values for the packing, scales or None, and the float32 weights that these stand for."""
+def _stored(weight: Tensor, form: SharedFormat, options: PackOptions) -> tuple[Tensor, Tensor | None, Rounding]:
+    """Values for the packing, scales or None, and what storing them so changes."""
     if form.bits is None:
         values, scale = form.quantize(weight, 0)
-        return values, scale, dequantize(values, scale, 0)
+        is_kept = weight.dtype == torch.bfloat16
+        return values, scale, Rounding() if is_kept else Rounding.of(weight, dequantize(values, scale, 0))
     quantized = quantize(weight, form.bits, options.shared_group_size, options.quantizer)
-    return quantized.codes, quantized.scale, quantized.dequantize()
+    return quantized.codes, quantized.scale, quantized.rounding(weight)
 
 
 def pack_ternary_experts(options: PackOptions | None = None) -> ModulePass:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mote_export.defaults import DEFAULT_QUANTIZER, DEFAULT_SHARED_GROUP_SIZE
 from mote_export.packing import dequantize
-from mote_export.packing.rounding import all_finite, round_to_scale, rows_at_once
+from mote_export.packing.rounding import round_to_scale, rows_at_once
 from mote_runtime.errors import MoteError
 
 Bits = Literal[8, 4, 3]
@@ -151,9 +151,9 @@ def quantize_with(choose_scale: ChooseScale, weight: Tensor, bits: int, group_si
             f"weights of shape {list(weight.shape)} cannot be quantized, expected a matrix [outputs, inputs]."
         )
     weight = weight.detach()
-    if not all_finite(weight):
-        raise MoteError("weights to be quantized contain NaN or infinity.")
     least, greatest = CODES[bits]
     group = group_size or weight.shape[1]
     scale = choose_scale(weight, group, least, greatest)
+    if not bool(scale.isfinite().all()):  # NaN and infinity are the greatest of their group
+        raise MoteError("weights to be quantized contain NaN or infinity.")
     return QuantizedWeight(round_to_scale(weight, scale, group, least, greatest), scale, group, bits)
