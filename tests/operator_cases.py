@@ -1,6 +1,6 @@
-"""Random layers of both operators and the ONNX models that hold just one: shared by the tests of both plugins.
+"""Random layers of all operators and the ONNX models that hold just one: shared by the tests of both plugins.
 
-A test takes a `Case` from MOE_CASES or MATMUL_CASES, runs `layer` on `case.tokens()` and compares the bits with `reference`.
+A test takes a `Case` from CASES, runs `layer` on `case.tokens()` and compares the bits with `reference`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -28,6 +28,7 @@ INPUTS = {
         "shared_gate_up", "shared_gate_up_scale", "shared_down", "shared_down_scale",
     ),
     "TernaryMatMul": ("packed", "scale"),
+    "QuantizedMatMul": ("weight", "scale", "bias"),
 }  # fmt: skip
 
 
@@ -44,7 +45,7 @@ class Layer:
 
     @property
     def hidden_size(self) -> int:
-        if self.op_type == "TernaryMatMul":
+        if "in_features" in self.attributes:
             return int(self.attributes["in_features"])
         return int(self.weights["router"].shape[1])
 
@@ -170,6 +171,28 @@ def random_matmul(in_features: int, out_features: int, packing: str = "2bit", *,
     return Layer(attributes, weights, "TernaryMatMul")
 
 
+def random_quantized(
+    in_features: int, out_features: int, form: str, group_size: int = 0, bias: bool = True, *, seed: int = 0
+) -> Layer:
+    """A linear layer with random weights in a format of `SHARED_FORMATS`."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((out_features, in_features), dtype=np.float32) / np.float32(in_features**0.5)
+    values, scale = SHARED_FORMATS[form].quantize(torch.from_numpy(weight), group_size)
+    weights = {"weight": SHARED_FORMATS[form].packing.pack(values.numpy())}
+    if scale is not None:
+        weights["scale"] = _bfloat16(pack_scales(scale))
+    if bias:
+        weights["bias"] = rng.standard_normal(out_features, dtype=np.float32)
+    attributes: dict[str, int | str] = {
+        "in_features": in_features,
+        "out_features": out_features,
+        "format": form,
+        "group_size": group_size,
+        "layout_version": 1,
+    }
+    return Layer(attributes, weights, "QuantizedMatMul")
+
+
 def random_tokens(*shape: int, seed: int = 1) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
@@ -245,12 +268,32 @@ MATMUL_CASES = [
         ("prefill", (130,), (320, 128)),
     )
 ]
-CASES = [*MOE_CASES, *MATMUL_CASES]
+QUANTIZED_CASES = [
+    Case(f"quantized_{form}_{group}_{name}", (*lead, sizes[0]), random_quantized(*sizes, form, group, has_bias))
+    for form, group in SHARED
+    if form != "none"
+    for name, lead, sizes, has_bias, every_format in (
+        ("one_token", (1,), (160, 96), False, True),
+        ("odd_sizes", (7,), (45, 77), True, True),
+        ("prefill", (130,), (320, 128), True, True),
+        ("rank_1", (), (40, 24), True, False),
+        ("sizes_of_1", (2,), (1, 1), True, False),
+        ("rank_4", (2, 1, 3), (33, 16), False, False),
+        ("zero_tokens", (0,), (64, 32), True, False),
+    )
+    if every_format or group == 32
+]
+CASES = [*MOE_CASES, *MATMUL_CASES, *QUANTIZED_CASES]
+TORCH_NAMES = {
+    "TernaryMoE": "ternary_moe",
+    "TernaryMatMul": "ternary_matmul",
+    "QuantizedMatMul": "quantized_matmul",
+}
 
 
 def reference(layer: Layer, x: Array) -> Array:
     """The operator in plain torch, which defines the bits."""
-    op = torch.ops.mote.ternary_matmul if layer.op_type == "TernaryMatMul" else torch.ops.mote.ternary_moe
+    op = getattr(torch.ops.mote, TORCH_NAMES[layer.op_type])
     result: Array = op(torch.from_numpy(x), *layer.tensors(), *layer.torch_attributes()).numpy()
     return result
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import inliner, shape_inference
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from operator_cases import MATMUL_CASES, ROUTED_CASES, Layer, onnx_model
+from operator_cases import MATMUL_CASES, QUANTIZED_CASES, ROUTED_CASES, TORCH_NAMES, Layer, onnx_model
 
 import mote_export.ops  # noqa: F401  registers torch.ops.mote
 from mote_export import onnx_schemas
@@ -23,10 +23,9 @@ from mote_runtime import get_library_path
 
 ROOT = Path(__file__).parent.parent
 GRAPHS = ("vision.onnx", "embedding.onnx", "model.onnx")
-TORCH_NAMES = {"TernaryMoE": "ternary_moe", "TernaryMatMul": "ternary_matmul"}
-PLUGIN_SOURCES = {"TernaryMoE": "ternary_moe.cpp", "TernaryMatMul": "ternary_matmul.cpp"}
+PLUGIN_SOURCES = {name: f"{op}.cpp" for name, op in TORCH_NAMES.items()}
 PLUGIN_TYPES = {"float": "kFloat", "uint8": "kUint8", "bfloat16": "kBfloat16"}
-EXAMPLES = {"TernaryMoE": ROUTED_CASES[0].layer, "TernaryMatMul": MATMUL_CASES[0].layer}
+EXAMPLES = {cases[0].layer.op_type: cases[0].layer for cases in (ROUTED_CASES, MATMUL_CASES, QUANTIZED_CASES)}
 
 
 @pytest.fixture(scope="module")

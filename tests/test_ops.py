@@ -13,18 +13,22 @@ from operator_cases import (
     CASES,
     MATMUL_CASES,
     MOE_CASES,
+    QUANTIZED_CASES,
     SHARED,
+    TORCH_NAMES,
     Array,
     Case,
     Layer,
     assert_same_bits,
     random_layer,
     random_matmul,
+    random_quantized,
     random_tokens,
     reference,
     tensor,
 )
 
+import mote_export.ops
 from mote_export.packing import PACKINGS, SHARED_FORMATS, unpack_gate_up, unpack_scales
 
 F = np.float32
@@ -238,8 +242,36 @@ def test_matmul_equals_the_specification(packing: str, sizes: tuple[int, int]) -
     assert_same_bits(reference(layer, x), np.array(expected, dtype=np.float32))
 
 
+QUANTIZED = [(form, group) for form, group in SHARED if form != "none"]
+
+
+@pytest.mark.parametrize(("form", "group"), QUANTIZED)
+@pytest.mark.parametrize("sizes", [(1, 1), (5, 7), (33, 19), (70, 40)])
+@pytest.mark.parametrize("bias", [False, True])
+@np.errstate(all="ignore")
+def test_quantized_matmul_equals_the_specification(form: str, group: int, sizes: tuple[int, int], bias: bool) -> None:
+    layer = random_quantized(*sizes, form, group, bias)
+    x = random_tokens(4, sizes[0])
+    x[2, -1] = np.inf
+    values = SHARED_FORMATS[form].packing.unpack(layer.weights["weight"], sizes[1], sizes[0])
+    scale = unpack_scales(tensor(layer.weights["scale"]), sizes[1]).numpy() if "scale" in layer.weights else None
+    rows = [shared_matrix(row, values, scale, form, group) if finite(row) else [NAN] * sizes[1] for row in x]
+    expected = np.array(rows, dtype=np.float32) + layer.weights.get("bias", np.float32(0))
+    assert_same_bits(reference(layer, x), np.where(np.isnan(expected), NAN, expected))
+
+
+@pytest.mark.parametrize(("form", "group"), QUANTIZED)
+def test_a_quantized_matrix_is_taken_some_rows_at_a_time(
+    form: str, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = random_quantized(45, 70, form, group), random_tokens(3, 45)
+    whole = reference(layer, x)
+    monkeypatch.setattr(mote_export.ops, "WEIGHTS_AT_ONCE", 32 * 45)
+    assert_same_bits(reference(layer, x), whole)
+
+
 def test_every_case_for_the_plugins_has_a_name_and_a_reference_of_its_own() -> None:
-    assert len({case.name for case in CASES}) == len(CASES) == len(MOE_CASES) + len(MATMUL_CASES)
+    assert len({case.name for case in CASES}) == len(CASES) == len(MOE_CASES) + len(MATMUL_CASES) + len(QUANTIZED_CASES)
     combinations = {tuple(case.layer.attributes.get(name) for name in ATTRIBUTES) for case in MOE_CASES}
     assert combinations == {(packing, *shared) for packing in PACKINGS for shared in SHARED}
     for case in CASES:
@@ -258,7 +290,7 @@ def arguments(layer: Layer, x: Array) -> list[Any]:
     return [torch.from_numpy(x), *layer.tensors(), *layer.torch_attributes()]
 
 
-OPS = {"TernaryMoE": torch.ops.mote.ternary_moe, "TernaryMatMul": torch.ops.mote.ternary_matmul}
+OPS = {name: getattr(torch.ops.mote, op) for name, op in TORCH_NAMES.items()}
 SOME = [case for case in CASES if case.name.endswith(("int4_32_odd_sizes", "bf16_odd_sizes", "rank_4"))]
 
 
@@ -286,5 +318,22 @@ def test_out_variant_and_fake_kernel(case: Case) -> None:
 )
 def test_refuses_attributes(changes: dict[str, Any], message: str) -> None:
     layer = random_layer(2, 32, 48, 1).with_attributes(**changes)
+    with pytest.raises(ValueError, match=message):
+        reference(layer, random_tokens(1, 32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "2bit"}, "format '2bit', layout version 1: expected bf16, int8, int4, 1"),
+        ({"layout_version": 2}, "layout version 2"),
+        ({"in_features": 1 << 18}, "expected at most 1048576 x 131072"),
+        ({"out_features": 1 << 21}, "expected at most 1048576 x 131072"),
+        ({"in_features": 33}, "x has 32 features, expected 33"),
+        ({"out_features": 49}, "weight has 3 blocks of rows, expected 4"),
+    ],
+)
+def test_quantized_matmul_refuses_attributes(changes: dict[str, Any], message: str) -> None:
+    layer = random_quantized(32, 48, "int4", 32).with_attributes(**changes)
     with pytest.raises(ValueError, match=message):
         reference(layer, random_tokens(1, 32))

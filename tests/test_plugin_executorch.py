@@ -19,12 +19,14 @@ from executorch.extension.pybindings import portable_lib
 from operator_cases import (
     CASES,
     INPUTS,
+    TORCH_NAMES,
     Array,
     Case,
     Layer,
     assert_same_bits,
     random_layer,
     random_matmul,
+    random_quantized,
     random_tokens,
     reference,
     tensor,
@@ -43,11 +45,19 @@ BF16 = random_layer(4, 40, 24, 2, shared_format="bf16")
 INT8 = random_layer(4, 40, 24, 2, shared_format="int8", packing="1.6bit")
 INT4 = random_layer(4, 40, 24, 2, shared_format="int4", shared_group_size=32)
 MATMUL = random_matmul(40, 21, "1.6bit")
+QUANTIZED = random_quantized(40, 21, "int4", 32)
 ONE_OF_EACH = [
     pytest.param(layer, id=name)
-    for name, layer in (("plain", PLAIN), ("bf16", BF16), ("int8", INT8), ("int4", INT4), ("matmul", MATMUL))
+    for name, layer in (
+        ("plain", PLAIN),
+        ("bf16", BF16),
+        ("int8", INT8),
+        ("int4", INT4),
+        ("matmul", MATMUL),
+        ("quantized", QUANTIZED),
+    )
 ]
-OPERATORS = {"TernaryMoE": "mote::ternary_moe", "TernaryMatMul": "mote::ternary_matmul"}
+OPERATORS = {name: f"mote::{op}" for name, op in TORCH_NAMES.items()}
 
 
 class OneNode(torch.nn.Module):
@@ -144,7 +154,7 @@ def test_rows_that_are_not_finite_become_nan_and_no_other(layer: Layer) -> None:
     assert_same_bits(y, reference(layer, x))
 
 
-@pytest.mark.parametrize("layer", [INT4, MATMUL], ids=["moe", "matmul"])
+@pytest.mark.parametrize("layer", [INT4, MATMUL, QUANTIZED], ids=["moe", "matmul", "quantized"])
 def test_one_program_serves_all_numbers_of_tokens(layer: Layer) -> None:
     module = Program(lower({"forward": export(layer, random_tokens(5, 40), dynamic=True)}))
     for tokens in (1, MAX_TOKENS, 3, 1, 200):
@@ -228,6 +238,16 @@ DAMAGES: list[tuple[Layer, Callable[[Layer], Layer], str]] = [
     (MATMUL, replaced("scale", filled(np.nan)), "scale has the value nan"),
     (MATMUL, replaced("scale", filled(-0.5)), "scale has the value -0.5"),
     (MATMUL, replaced("scale", lambda w: np.repeat(w, 2)), "scale has size 2 in dimension 0"),
+    (QUANTIZED, attributes(layout_version=0), "layout_version is 0"),
+    (QUANTIZED, attributes(in_features=41), "weight has size 5 in dimension 1"),
+    (QUANTIZED, attributes(out_features=1 << 21), "out_features is 2097152, but must be 1 to 1048576"),
+    (QUANTIZED, attributes(format="2bit"), 'format is "2bit"'),
+    (QUANTIZED, attributes(group_size=16), "group_size is 16, but must be 32, 64 or 128 for int4"),
+    (QUANTIZED, replaced("weight", lambda w: w.view(np.int8)), "weight has dtype Char, expected Byte"),
+    (QUANTIZED, replaced("scale", lambda w: w.astype(np.float32)), "scale has dtype Float, expected BFloat16"),
+    (QUANTIZED, replaced("scale", filled(np.nan)), "scale has the value nan"),
+    (QUANTIZED, replaced("bias", filled(np.inf)), "bias has the value inf at index 0, but must be finite"),
+    (QUANTIZED, replaced("bias", lambda w: w[:20]), "bias has size 20 in dimension 0"),
 ]
 
 
@@ -256,7 +276,7 @@ def test_a_wrong_attribute_or_weight_gives_a_sentence(
         (np.zeros((3, 40), np.float64), "x has dtype Double, expected Float"),
     ],
 )
-@pytest.mark.parametrize("layer", [PLAIN, MATMUL], ids=["moe", "matmul"])
+@pytest.mark.parametrize("layer", [PLAIN, MATMUL, QUANTIZED], ids=["moe", "matmul", "quantized"])
 def test_tokens_of_a_wrong_shape_or_type_give_a_sentence(
     layer: Layer, x: Array, sentence: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,7 +295,7 @@ def test_weights_may_lie_at_any_address(layer: Layer) -> None:
 
 
 def test_programs_of_one_process_do_not_disturb_each_other() -> None:
-    layers = [random_layer(4, 64, 96, 1), INT8, random_layer(8, 33, 50, 8, 1, seed=8), MATMUL]
+    layers = [random_layer(4, 64, 96, 1), INT8, random_layer(8, 33, 50, 8, 1, seed=8), MATMUL, QUANTIZED]
 
     def work(job: int) -> None:
         layer = layers[job % 4]

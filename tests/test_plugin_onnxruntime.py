@@ -24,6 +24,7 @@ from operator_cases import (
     onnx_model,
     random_layer,
     random_matmul,
+    random_quantized,
     random_tokens,
     reference,
 )
@@ -36,9 +37,17 @@ BF16 = random_layer(4, 40, 24, 2, shared_format="bf16")
 INT8 = random_layer(4, 40, 24, 2, shared_format="int8", packing="1.6bit")
 INT4 = random_layer(4, 40, 24, 2, shared_format="int4", shared_group_size=32)
 MATMUL = random_matmul(40, 21, "1.6bit")
+QUANTIZED = random_quantized(40, 21, "int4", 32)
 ONE_OF_EACH = [
     pytest.param(layer, id=name)
-    for name, layer in (("plain", PLAIN), ("bf16", BF16), ("int8", INT8), ("int4", INT4), ("matmul", MATMUL))
+    for name, layer in (
+        ("plain", PLAIN),
+        ("bf16", BF16),
+        ("int8", INT8),
+        ("int4", INT4),
+        ("matmul", MATMUL),
+        ("quantized", QUANTIZED),
+    )
 ]
 
 
@@ -241,6 +250,18 @@ def filled(value: float) -> Callable[[Array], Array]:
         (MATMUL, replaced("scale", lambda w: w[0]), "scale has rank 0, but must have rank 1"),
         (MATMUL, replaced("scale", filled(np.nan)), "scale has the value nan"),
         (MATMUL, replaced("scale", filled(-0.5)), "scale has the value -0.5"),
+        (QUANTIZED, attributes(layout_version=0), "layout_version is 0"),
+        (QUANTIZED, attributes(in_features=41), "weight has size 5 in dimension 1, but .* ask for 6"),
+        (QUANTIZED, attributes(out_features=1 << 21), "out_features is 2097152, but must be 1 to 1048576"),
+        (QUANTIZED, attributes(format="2bit"), 'format is "2bit"'),
+        (QUANTIZED, attributes(group_size=16), "group_size is 16, but must be 32, 64 or 128 for int4"),
+        (QUANTIZED, without("format"), "attribute 'format' is missing"),
+        (QUANTIZED, without("group_size"), "attribute 'group_size' is missing or not an integer"),
+        (QUANTIZED, attributes(format="bf16", group_size=0), "weight has size 5 in dimension 1, but .* ask for 20"),
+        (QUANTIZED, replaced("scale", filled(np.nan)), "scale has the value nan"),
+        (QUANTIZED, replaced("scale", lambda w: w[..., :15]), "scale has size 15 in dimension 2"),
+        (QUANTIZED, replaced("bias", filled(np.inf)), "bias has the value inf at index 0, but must be finite"),
+        (QUANTIZED, replaced("bias", lambda w: w[:20]), "bias has size 20 in dimension 0"),
     ],
 )
 def test_a_wrong_attribute_or_weight_gives_a_sentence(
@@ -251,7 +272,8 @@ def test_a_wrong_attribute_or_weight_gives_a_sentence(
 
 
 @pytest.mark.parametrize(
-    ("layer", "weight"), [(layer, weight) for layer in (PLAIN, BF16, INT4, MATMUL) for weight in layer.weights]
+    ("layer", "weight"),
+    [(layer, weight) for layer in (PLAIN, BF16, INT4, MATMUL, QUANTIZED) for weight in layer.weights],
 )
 def test_weights_must_be_constant(layer: Layer, weight: str) -> None:
     model = onnx_model(layer, ("n", 40), graph_inputs=(weight,))

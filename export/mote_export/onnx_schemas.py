@@ -104,7 +104,26 @@ TERNARY_MATMUL = Operator(
     ),
     output_width="out_features",
 )
-OPERATORS = (TERNARY_MOE, TERNARY_MATMUL)
+QUANTIZED_MATMUL = Operator(
+    name="QuantizedMatMul",
+    doc="A linear layer, y = W x + bias for every token (row) of x, whose weights are bfloat16, or integer codes times a scale for "
+    "each row or group of inputs. Weights must be initializers.",
+    inputs=(
+        Input("x", "float", None, "[*, K], rank 1 to 4; a token is a row"),
+        Input("weight", "uint8", 3, "[ceil(N/16), ceil(K/C), 64]"),
+        Input("scale", "bfloat16", 3, "[ceil(N/16), G, 16]; absent for bf16", is_optional=True),
+        Input("bias", "float", 1, "[N]", is_optional=True),
+    ),
+    attributes=(
+        Attribute("in_features", "INT", "K"),
+        Attribute("out_features", "INT", "N"),
+        Attribute("format", "STRING", "bf16 (C = 2), int8 (C = 4) or int4 (C = 8)"),
+        Attribute("group_size", "INT", "inputs that share a scale: 32, 64 or 128 for int4, else 0"),
+        Attribute("layout_version", "INT", "1"),
+    ),
+    output_width="out_features",
+)
+OPERATORS = (TERNARY_MOE, TERNARY_MATMUL, QUANTIZED_MATMUL)
 
 
 def schema(operator: Operator) -> OpSchema:
@@ -127,7 +146,7 @@ def schema(operator: Operator) -> OpSchema:
 
 
 def register() -> None:
-    """Makes `mote::TernaryMoE` and `mote::TernaryMatMul` known to onnx's checker and shape inference in this process.
+    """Makes the operators of `OPERATORS` known to onnx's checker and shape inference in this process.
 
     Once they are, it does nothing. ONNX Runtime does not read these schemas: it needs the plugin.
     """

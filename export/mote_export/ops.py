@@ -1,4 +1,4 @@
-"""`torch.ops.mote.ternary_moe` and `ternary_matmul`: the operators of docs/operator.md as torch custom ops that define their bits.
+"""The operators of docs/operator.md as torch custom ops that define their bits: `torch.ops.mote.ternary_moe` and so on.
 
 The reference runs every float32 operation of the specification as one eager torch operation, and the integer dot products as
 matrix products of small integers in a float type that holds them exactly. So the kernels of the runtimes can be compared with `==`.
@@ -16,6 +16,7 @@ from mote_export.packing import (
     LAYOUT_VERSION,
     MAX_WIDTH,
     PACKINGS,
+    ROWS,
     SHARED_FORMATS,
     Array,
     tiles,
@@ -26,6 +27,8 @@ from mote_export.packing import (
 LANES = 16
 EXACT_FLOAT32_INTEGER = 1 << 24
 TOKENS_AT_ONCE, ROWS_AT_ONCE = 32, 1024  # of the bfloat16 sums, whose intermediate results then stay in the cache
+WEIGHTS_AT_ONCE = 1 << 22  # of a quantized matrix, which may be that of a vocabulary
+MAX_ROWS = 1 << 20  # of a quantized matrix
 NO_SHARED_EXPERT = "none"
 NAN = float("nan")
 # Of exp, from the highest power down: the coefficients of Cephes' expf (docs/operator.md).
@@ -40,8 +43,16 @@ MOE_SCHEMA = (
 MATMUL_SCHEMA = (
     "(Tensor x, Tensor packed, Tensor scale, int in_features, int out_features, str packing, int layout_version"
 )
+QUANTIZED_SCHEMA = (
+    "(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int in_features, int out_features, str format, int group_size, "
+    "int layout_version"
+)
 _LIBRARY = torch.library.Library("mote", "DEF")
-for _name, _schema in (("ternary_moe", MOE_SCHEMA), ("ternary_matmul", MATMUL_SCHEMA)):
+for _name, _schema in (
+    ("ternary_moe", MOE_SCHEMA),
+    ("ternary_matmul", MATMUL_SCHEMA),
+    ("quantized_matmul", QUANTIZED_SCHEMA),
+):
     _LIBRARY.define(f"{_name}{_schema}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.define(f"{_name}.out{_schema}, *, Tensor(a!) out) -> Tensor(a!)", tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -113,6 +124,49 @@ def _ternary_matmul(
     return torch.where(y.isnan(), NAN, y).view(*x.shape[:-1], out_features)
 
 
+def _quantized_matmul(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    in_features: int,
+    out_features: int,
+    format: str,
+    group_size: int,
+    layout_version: int,
+) -> Tensor:
+    if format not in SHARED_PRODUCTS or layout_version != LAYOUT_VERSION:
+        raise ValueError(
+            f"format {format!r}, layout version {layout_version}: expected {', '.join(SHARED_PRODUCTS)}, {LAYOUT_VERSION}"
+        )
+    if in_features > MAX_WIDTH or out_features > MAX_ROWS:
+        raise ValueError(f"{out_features} x {in_features} weights, expected at most {MAX_ROWS} x {MAX_WIDTH}")
+    if x.shape[-1] != in_features:
+        raise ValueError(f"x has {x.shape[-1]} features, expected {in_features}")
+    if weight.shape[0] != tiles(out_features, ROWS):
+        raise ValueError(f"weight has {weight.shape[0]} blocks of rows, expected {tiles(out_features, ROWS)}")
+    tokens = x.reshape(-1, in_features)
+    y = torch.empty(tokens.shape[0], out_features)
+    count = max(1, WEIGHTS_AT_ONCE // (ROWS * in_features))
+    for block in range(0, weight.shape[0], count):
+        rows = slice(block * ROWS, min(out_features, (block + count) * ROWS))
+        some_scale = None if scale is None else scale[block : block + count]
+        some = weight[block : block + count]
+        y[:, rows] = _matrix_product(tokens, some, some_scale, rows.stop - rows.start, format, group_size)
+    if bias is not None:
+        y = y + bias
+    y[~tokens.isfinite().all(dim=-1)] = NAN
+    return torch.where(y.isnan(), NAN, y).view(*x.shape[:-1], out_features)
+
+
+def _matrix_product(x: Tensor, lines: Tensor, scale: Tensor | None, rows: int, form: str, group_size: int) -> Tensor:
+    """What docs/operator.md, step 6, says of one matrix in `form`: x [T, K], lines of [rows, K]; [T, rows]."""
+    packing = SHARED_FORMATS[form].packing
+    stored = tiles(x.shape[1], packing.inputs) * packing.inputs
+    values = packing.unpack(lines.numpy(), rows, stored if form == "bf16" else x.shape[1])
+    return SHARED_PRODUCTS[form](x, values, None if scale is None else unpack_scales(scale, rows), group_size)
+
+
 def _check_packing(packing: str, layout_version: int, greatest_size: int) -> None:
     if packing not in PACKINGS or layout_version != LAYOUT_VERSION:
         raise ValueError(
@@ -146,14 +200,10 @@ def _shared_expert(
         raise ValueError(f"shared format {shared_format!r}, expected none, {', '.join(SHARED_PRODUCTS)}")
     if gate_up is None or down is None:
         raise ValueError(f"shared format {shared_format!r} needs the weights of the shared expert")
-    product = SHARED_PRODUCTS[shared_format]
     hidden_size = tokens.shape[1]
 
     def matrix(x: Tensor, lines: Tensor, scale: Tensor | None, rows: int) -> Tensor:
-        packing = SHARED_FORMATS[shared_format].packing
-        stored = tiles(x.shape[1], packing.inputs) * packing.inputs
-        values = packing.unpack(lines.numpy(), rows, stored if shared_format == "bf16" else x.shape[1])
-        return product(x, values, None if scale is None else unpack_scales(scale, rows), group_size)
+        return _matrix_product(x, lines, scale, rows, shared_format, group_size)
 
     gate_scale, up_scale = (None, None) if gate_up_scale is None else gate_up_scale.unbind(1)
     gate_value = matrix(tokens, gate_up[:, 0], gate_scale, intermediate_size)
@@ -286,9 +336,28 @@ def _ternary_matmul_fake(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
+def _quantized_matmul_out(*args: object, out: Tensor) -> Tensor:
+    return out.copy_(_quantized_matmul(*args))  # type: ignore[arg-type]
+
+
+def _quantized_matmul_fake(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    in_features: int,
+    out_features: int,
+    *args: object,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
 _LIBRARY.impl("ternary_moe", _ternary_moe, "CPU")
 _LIBRARY.impl("ternary_moe.out", _ternary_moe_out, "CPU")
 _LIBRARY.impl("ternary_matmul", _ternary_matmul, "CPU")
 _LIBRARY.impl("ternary_matmul.out", _ternary_matmul_out, "CPU")
+_LIBRARY.impl("quantized_matmul", _quantized_matmul, "CPU")
+_LIBRARY.impl("quantized_matmul.out", _quantized_matmul_out, "CPU")
 torch.library.register_fake("mote::ternary_moe", _ternary_moe_fake, lib=_LIBRARY)
 torch.library.register_fake("mote::ternary_matmul", _ternary_matmul_fake, lib=_LIBRARY)
+torch.library.register_fake("mote::quantized_matmul", _quantized_matmul_fake, lib=_LIBRARY)

@@ -165,13 +165,13 @@ size_t MatMulRun::stored_bytes(const Range& blocks) const {
   size_t bytes = (blocks.end - blocks.begin) * (shape_.block.num_lines * kLineBytes + shape_.scale_bytes);
   if (matrix_.bias != nullptr) bytes += rows * sizeof(float);
   // A ternary matrix has one scale, which goes to the first block.
-  const bool is_ternary = matrix_.group_scales == nullptr && !is_float();
-  return bytes + (is_ternary && blocks.begin == 0 ? sizeof(float) : 0);
+  return bytes + (is_ternary() && blocks.begin == 0 ? sizeof(float) : 0);
 }
 
 void MatMulRun::multiply_task(size_t task) {
   const Range blocks = multiply_tasks_.range(task);
-  const Span span(trace_, Phase::kMatMul, kNoExpert, num_tokens_, stored_bytes(blocks));
+  const Phase phase = is_ternary() ? Phase::kMatMul : Phase::kLinear;
+  const Span span(trace_, phase, kNoExpert, num_tokens_, stored_bytes(blocks));
   for (size_t i = 0; i < num_tiles_; ++i) {
     const TokenTile tile = token_tile(i);
     for (size_t block = blocks.begin; block < blocks.end; ++block) {

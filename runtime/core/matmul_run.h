@@ -57,6 +57,7 @@ class MatMulRun {
 
   [[nodiscard]] bool run_chunk(const float* x, float* y, size_t num_tokens);
   bool is_float() const { return matrix_.format == WeightFormat::kBf16; }
+  bool is_ternary() const { return matrix_.group_scales == nullptr && !is_float(); }
   size_t tile_begin(size_t tile) const;
   void prepare_tile(size_t tile);
   TokenTile token_tile(size_t tile) const;

@@ -16,7 +16,8 @@ static_assert(sizeof(MoteTraceEvent) == 64, "an event is a cache line, and a rec
 static_assert(sizeof(pthread_t) <= sizeof(uint64_t));
 
 constexpr const char* kPhaseNames[] = {"layer",   "quantize",        "router", "route",   "gather",
-                                       "gate_up", "quantize_hidden", "down",   "combine", "matmul"};
+                                       "gate_up", "quantize_hidden", "down",   "combine", "matmul",
+                                       "linear"};
 static_assert(sizeof(kPhaseNames) / sizeof(kPhaseNames[0]) == kNumPhases);
 
 /// What the writers share. `events` and `capacity` change only while no recording runs and no writer is in between.

@@ -22,9 +22,10 @@ enum class Phase : uint16_t {
   kQuantizeHidden,  // rows of h, and into tiles
   kDown,
   kCombine,  // weighted sum over experts
-  kMatMul,   // of TernaryMatMul and QuantizedMatMul
+  kMatMul,   // of TernaryMatMul
+  kLinear,   // of QuantizedMatMul
 };
-inline constexpr size_t kNumPhases = 10;
+inline constexpr size_t kNumPhases = 11;
 
 inline constexpr uint16_t kNoExpert = MOTE_TRACE_NO_EXPERT;
 inline constexpr uint16_t kSharedExpert = MOTE_TRACE_SHARED_EXPERT;

@@ -7,5 +7,6 @@ namespace mote::et {
 
 extern const Operator kTernaryMoE;
 extern const Operator kTernaryMatMul;
+extern const Operator kQuantizedMatMul;
 
 }  // namespace mote::et

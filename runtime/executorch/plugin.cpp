@@ -28,7 +28,7 @@ bool is_registered(const Kernel& kernel) {
 /// ExecuTorch ends the process at a second registration of a name. (registry_has_op_function would log that there is
 /// none.)
 [[maybe_unused]] const bool registered = [] {
-  for (const Kernel& kernel : {kernel_of<kTernaryMoE>(), kernel_of<kTernaryMatMul>()}) {
+  for (const Kernel& kernel : {kernel_of<kTernaryMoE>(), kernel_of<kTernaryMatMul>(), kernel_of<kQuantizedMatMul>()}) {
     if (!is_registered(kernel) && ::executorch::runtime::register_kernel(kernel) != Error::Ok) return false;
   }
   return true;

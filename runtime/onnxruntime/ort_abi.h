@@ -38,6 +38,7 @@ inline constexpr int kFail = 1;                 // OrtErrorCode
 inline constexpr int kInvalidArgument = 2;      // OrtErrorCode
 inline constexpr int kFloat = 1;                // ONNXTensorElementDataType
 inline constexpr int kUint8 = 2;                // ONNXTensorElementDataType
+inline constexpr int kInt8 = 3;                 // ONNXTensorElementDataType
 inline constexpr int kInt64 = 7;                // ONNXTensorElementDataType
 inline constexpr int kBfloat16 = 16;            // ONNXTensorElementDataType
 inline constexpr int kIntegerAttribute = 1;     // OrtOpAttrType

@@ -163,6 +163,7 @@ static_assert(ours::kFail == ORT_FAIL);
 static_assert(ours::kInvalidArgument == ORT_INVALID_ARGUMENT);
 static_assert(ours::kFloat == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
 static_assert(ours::kUint8 == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
+static_assert(ours::kInt8 == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8);
 static_assert(ours::kInt64 == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
 static_assert(ours::kBfloat16 == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16);
 static_assert(ours::kIntegerAttribute == ORT_OP_ATTR_INT);

@@ -9,7 +9,7 @@
 namespace mote::ort {
 namespace {
 
-constexpr const Operator* kOperators[] = {&kTernaryMoE, &kTernaryMatMul};
+constexpr const Operator* kOperators[] = {&kTernaryMoE, &kTernaryMatMul, &kQuantizedMatMul};
 constexpr size_t kNumOperators = sizeof(kOperators) / sizeof(kOperators[0]);
 
 /// A session would refuse two domains of one name, so the options remember that they have ours: also when two copies of

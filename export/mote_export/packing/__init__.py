@@ -107,6 +107,7 @@ __all__ = [
     "LAYOUT_VERSION",
     "MAX_WIDTH",
     "PACKINGS",
+    "ROWS",
     "SHARED_FORMATS",
     "Array",
     "Packing",

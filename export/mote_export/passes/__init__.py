@@ -1,6 +1,7 @@
 """Rewrites on modules, applied before torch.export. One rewrite a file, each with pattern, check and rewrite."""
 
 from mote_export.passes.base import ModulePass, PassError, apply_passes
+from mote_export.passes.pack_linear import PackedFormat, PackedLinear, pack_linear
 from mote_export.passes.pack_ternary_experts import (
     PackedMoteLayer,
     PackedTernaryExperts,
@@ -14,6 +15,8 @@ from mote_export.passes.stock_moe import StockMoeLayer, stock_moe
 __all__ = [
     "ModulePass",
     "PackOptions",
+    "PackedFormat",
+    "PackedLinear",
     "PackedMoteLayer",
     "PackedTernaryExperts",
     "PackedTernaryLinear",
@@ -22,6 +25,7 @@ __all__ = [
     "QuantizedLinear",
     "StockMoeLayer",
     "apply_passes",
+    "pack_linear",
     "pack_ternary_experts",
     "pack_ternary_linear",
     "quantize_passes",

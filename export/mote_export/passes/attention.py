@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from mote_export.passes.pack_linear import PackedLinear
 from mote_export.passes.pack_ternary_linear import PackedTernaryLinear
 from mote_export.passes.quantize_linear import QuantizedLinear
 
@@ -16,7 +17,7 @@ STATIC_ROPE_TYPES = ("default", "linear", "llama3")
 def is_decoder_attention(module: nn.Module) -> bool:
     """True for causal attention with q, k, v and o projections, as in Qwen2, Llama and Mistral, stored in any way."""
     return getattr(module, "is_causal", False) and all(
-        isinstance(getattr(module, name, None), nn.Linear | PackedTernaryLinear | QuantizedLinear)
+        isinstance(getattr(module, name, None), nn.Linear | PackedLinear | PackedTernaryLinear | QuantizedLinear)
         for name in PROJECTIONS
     )
 

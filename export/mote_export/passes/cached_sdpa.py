@@ -13,6 +13,7 @@ from mote_export.passes.attention import (
     output_projection,
 )
 from mote_export.passes.base import ModulePass
+from mote_export.passes.pack_linear import can_concatenate, concatenate_packed
 from mote_export.passes.quantize_linear import QuantizedLinear, concatenate_quantized
 
 
@@ -74,6 +75,8 @@ def one_layer(linears: Sequence[Any]) -> nn.Module:
         return concatenate(linears)
     if all(isinstance(linear, QuantizedLinear) for linear in linears):
         return concatenate_quantized(linears)
+    if can_concatenate(linears):
+        return concatenate_packed(linears)
     return SideBySide(linears)
 
 

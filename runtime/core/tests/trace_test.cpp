@@ -210,6 +210,23 @@ TEST(Trace, HoldsEveryPhaseOfAMatMul) {
   }
 }
 
+TEST(Trace, HoldsEveryPhaseOfAQuantizedMatMul) {
+  Rng rng(55);
+  for (const bool has_bias : {false, true}) {
+    for (const auto& [format, group_size] : {std::pair{"bf16", 0}, std::pair{"int8", 0}, std::pair{"int4", 64}}) {
+      const QuantizedMatMulTensors tensors(1000, 2001, format, group_size, has_bias, rng);
+      const std::vector<float> x = random_values(3 * 1000, rng);
+      RandomOrderPool pool(3, rng());
+      const Events events =
+          record([&] { compute_in_chunks(tensors.create(), supported_isas().back(), x, 3, pool.view()); });
+      expect_whole_calls(events, 1, tensors.weight.data());
+      EXPECT_EQ(phases_of(events), (std::set<std::string>{"layer", "quantize", "linear"}));
+      EXPECT_EQ(bytes_of(events), tensors.weight.size() + (tensors.scale.is_absent() ? 0 : tensors.scale.size()) +
+                                      (has_bias ? tensors.bias.size() : 0));
+    }
+  }
+}
+
 TEST(Trace, TokensThatAreNotFiniteGoToNoExpert) {
   Rng rng(54);
   const LayerTensors tensors({3, 2, 40, 40, false, "2bit", "bf16"}, rng);

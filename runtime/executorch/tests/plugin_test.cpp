@@ -383,4 +383,39 @@ TEST_F(TernaryMatMul, ErrorsCarryItsName) {
   EXPECT_NE(log_of_failing_call().find("out cannot take the shape of y, 2 rows of 21"), std::string::npos);
 }
 
+class QuantizedMatMul : public Kernel {
+ protected:
+  QuantizedMatMul() : Kernel("mote::quantized_matmul.out", {2, 40}, {2, 21}) {
+    arguments_ = {x_.value(),          weight_.value(),     scale_.value(),    bias_.value(),     EValue(int64_t{40}),
+                  EValue(int64_t{21}), EValue(&format_), EValue(int64_t{32}), EValue(int64_t{1}), out_.value()};
+  }
+
+  OwnedTensor weight_{ScalarType::Byte, {2, 5, 64}, 0x88};
+  OwnedTensor scale_{ScalarType::BFloat16, {2, 2, 16}, 0};
+  OwnedTensor bias_{ScalarType::Float, {21}, 0};
+  executorch::aten::ArrayRef<char> format_{"int4", 4};
+};
+
+TEST_F(QuantizedMatMul, ASoundCallWritesEveryValue) {
+  ASSERT_EQ(call(), Error::Ok);
+  expect_zeros(42);
+  set_tokens({2, 1, 3, 40}, {2, 1, 3, 21});
+  ASSERT_EQ(call(), Error::Ok);
+  expect_zeros(6 * 21);
+}
+
+TEST_F(QuantizedMatMul, ABiasMayBeNoneButNotTheScaleOfInt4) {
+  arguments_[3] = EValue(0.5);
+  EXPECT_EQ(call(), Error::InvalidArgument);
+  arguments_[3] = EValue();
+  ASSERT_EQ(call(), Error::Ok);
+  arguments_[2] = EValue();
+  EXPECT_NE(log_of_failing_call().find("mote::quantized_matmul.out: scale is missing"), std::string::npos);
+}
+
+TEST_F(QuantizedMatMul, EveryArgumentOfAnotherTypeIsRefused) {
+  arguments_[3] = EValue();  // the bias, which may be one type more
+  expect_that_other_types_are_refused();
+}
+
 }  // namespace

@@ -465,6 +465,44 @@ TEST_F(TernaryMatMul, ErrorsCarryItsName) {
             "mote::TernaryMatMul node 'moe': the last dimension of x is 39, expected 40, in_features");
 }
 
+class QuantizedMatMul : public Session {
+ protected:
+  QuantizedMatMul() : Session("QuantizedMatMul") {
+    context_.x = tensor({3, 40}, sizeof(float), 0);
+    info_.integers = {{"layout_version", 1}, {"in_features", 40}, {"out_features", 21}, {"group_size", 32}};
+    info_.strings = {{"format", "int4"}};
+    info_.inputs = {std::nullopt, tensor({2, 5, 64}, 1, 0x88), tensor({2, 2, 16}, 2, 0), tensor({21}, sizeof(float), 0)};
+  }
+};
+
+TEST_F(QuantizedMatMul, ARunWritesEveryValueOfItsOwnShape) {
+  ASSERT_EQ(create(), "");
+  ASSERT_EQ(compute(), "");
+  EXPECT_EQ(context_.y.shape, (std::vector<int64_t>{3, 21}));
+  expect_zeros();
+}
+
+TEST_F(QuantizedMatMul, ScaleAndBiasMayBeAbsent) {
+  info_.inputs.pop_back();
+  ASSERT_EQ(create(), "");
+  info_.inputs.pop_back();
+  EXPECT_NE(create().find("scale is missing"), std::string::npos);
+  info_.strings["format"] = "bf16";
+  info_.integers["group_size"] = 0;
+  info_.inputs = {std::nullopt, tensor({2, 20, 64}, 1, 0), std::nullopt, tensor({21}, sizeof(float), 0)};
+  ASSERT_EQ(create(), "");
+  ASSERT_EQ(compute(), "");
+  expect_zeros();
+}
+
+TEST_F(QuantizedMatMul, ErrorsCarryItsName) {
+  info_.integers["out_features"] = 0;
+  EXPECT_EQ(create().substr(0, 47), "mote::QuantizedMatMul node 'moe': out_features ");
+  info_.integers["out_features"] = 21;
+  info_.strings["format"] = "2bit";
+  EXPECT_NE(create().find("format is \"2bit\", but this version of mote knows only"), std::string::npos);
+}
+
 /// The shape that is inferred for y, as the runtime is told it: names where the size is not known.
 std::optional<OrtTensorTypeAndShapeInfo> infer(const char* op_name, std::vector<int64_t> sizes,
                                                std::vector<std::string> names) {
@@ -477,7 +515,7 @@ std::optional<OrtTensorTypeAndShapeInfo> infer(const char* op_name, std::vector<
 }
 
 TEST(InferShape, IsThatOfXButForTheWidth) {
-  for (const auto& [name, width] : {std::pair{"TernaryMoE", 40}, std::pair{"TernaryMatMul", 21}}) {
+  for (const auto& [name, width] : {std::pair{"TernaryMoE", 40}, std::pair{"TernaryMatMul", 21}, std::pair{"QuantizedMatMul", 21}}) {
     const auto y = infer(name, {-1, 7, 40}, {"batch", "", ""});
     ASSERT_TRUE(y.has_value()) << name;
     EXPECT_EQ(y->type, mote::ort::kFloat);
