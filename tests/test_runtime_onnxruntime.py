@@ -95,6 +95,30 @@ def test_an_image_changes_the_answer_and_its_place_matters(pipeline: Pipeline) -
     assert not np.array_equal(there, back)
 
 
+def test_a_cache_in_int8_answers_nearly_as_one_in_float32(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "INT8_CACHE", True)
+    prompt, forced = pipeline.tokenizer.encode_prompt("x" * 30), list(range(40, 60))
+    expected = pipeline.step_logits(prompt, forced)
+    with mote_runtime.load(tiny.write_export(tmp_path), threads=1) as quantized:
+        rows = quantized.step_logits(prompt, forced)
+        difference = np.sqrt(((rows - expected) ** 2).mean()) / expected.std()
+        assert 0 < difference < 0.05
+        assert np.array_equal(quantized.step_logits(prompt, forced), rows)
+
+
+def test_a_cache_of_another_type_is_refused(copy: Path) -> None:
+    model = onnx.load(copy / "model.onnx", load_external_data=False)
+    for value in itertools.chain(model.graph.input, model.graph.output):
+        if "." in value.name:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save(model, copy / "model.onnx")
+    tiny.write_manifest(copy)
+    with pytest.raises(BackendError, match=r"model\.onnx"):
+        mote_runtime.load(copy)
+
+
 def test_chunks_are_few_and_even() -> None:
     assert [(cut.start, cut.stop) for cut in chunks(11, 4)] == [(0, 3), (3, 7), (7, 11)]
     assert [(cut.start, cut.stop) for cut in chunks(8, 8)] == [(0, 8)]

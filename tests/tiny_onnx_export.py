@@ -17,6 +17,7 @@ ENDOFTEXT, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD = range(256, VO
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, CONTEXT = 32, 2, 4, 2, 16, 96
 EXPERTS, INTERMEDIATE, TILE, LINE = 3, 16, 16, 64
 SIDE, IMAGE_TOKENS = 8, 4
+INT8_CACHE = False  # keys and values in int8, of -4 to 4
 
 
 def tokenizer() -> Tokenizer:
@@ -164,28 +165,35 @@ def _write_decoder(path: Path, random: np.random.Generator) -> None:
     total = graph.node("Cast", length, to=TensorProto.INT32)
     angles = np.outer(np.arange(CONTEXT), 10000.0 ** -(np.arange(0, HEAD_DIM, 2) / HEAD_DIM)).astype(np.float32)
     rotary = graph.constant(np.cos(angles)), graph.constant(np.sin(angles))
-    cache = (TensorProto.FLOAT, [1, KV_HEADS, "past_sequence_length", HEAD_DIM])
+    cache_type = TensorProto.INT8 if INT8_CACHE else TensorProto.FLOAT
+    cache = (cache_type, [1, KV_HEADS, "past_sequence_length", HEAD_DIM])
     inputs: dict[str, Any] = {
         "inputs_embeds": (TensorProto.FLOAT, [1, "sequence_length", HIDDEN]),
         "attention_mask": (TensorProto.INT64, [1, "total_sequence_length"]),
     }
     outputs: dict[str, Any] = {"logits": (TensorProto.FLOAT, [1, 1, VOCAB])}
+    quantized: dict[str, Any] = {}
+    scales: list[str] = []
+    if INT8_CACHE:
+        quantized = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
+        scales = ["", "", "", *[graph.constant(np.array([4 / 127], np.float32))] * 2]
     hidden = "inputs_embeds"
     for layer in range(LAYERS):
         past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
         inputs |= dict.fromkeys(past, cache)
-        outputs |= dict.fromkeys(present, (TensorProto.FLOAT, [1, KV_HEADS, "total_sequence_length", HEAD_DIM]))
+        outputs |= dict.fromkeys(present, (cache_type, [1, KV_HEADS, "total_sequence_length", HEAD_DIM]))
         widths = [heads * HEAD_DIM for heads in (HEADS, KV_HEADS, KV_HEADS)]
         projected = [graph.node("MatMul", hidden, graph.weight(HIDDEN, width)) for width in widths]
         attended = graph.node(
             "GroupQueryAttention",
-            *(*projected, *past, seqlens, total, *rotary),
+            *(*projected, *past, seqlens, total, *rotary, *scales),
             outputs=[f"attended_{layer}", *present],
             domain="com.microsoft",
             num_heads=HEADS,
             kv_num_heads=KV_HEADS,
             do_rotary=1,
+            **quantized,
         )
         hidden = graph.node("Add", hidden, graph.node("MatMul", attended, graph.weight(HEADS * HEAD_DIM, HIDDEN)))
         hidden = graph.node("Add", hidden, _experts(graph, hidden))

@@ -289,14 +289,17 @@ Status OnnxRuntimeSession::check_cache() {
     return Status::error("model.onnx: past_key_values.0.key has shape %.80s, expected [1, heads, ?, size of a head]",
                          to_string(first.shape).c_str());
   }
+  if (first.type != mote::ort::kFloat && first.type != mote::ort::kInt8) {
+    return Status::error("model.onnx: past_key_values.0.key has type %d, expected float32 or int8", first.type);
+  }
   const std::vector<int64_t> expected = {1, first.shape[1], static_cast<int64_t>(options_.context_length),
                                          first.shape[3]};
   for (size_t layer = 0; layer < num_layers_; ++layer) {
     for (const char* kind : {".key", ".value"}) {
       const std::string suffix = std::to_string(layer) + kind;
       RETURN_IF_ERROR(
-          check_value(decoder_, decoder_.inputs, "past_key_values." + suffix, mote::ort::kFloat, expected));
-      RETURN_IF_ERROR(check_value(decoder_, decoder_.outputs, "present." + suffix, mote::ort::kFloat,
+          check_value(decoder_, decoder_.inputs, "past_key_values." + suffix, first.type, expected));
+      RETURN_IF_ERROR(check_value(decoder_, decoder_.outputs, "present." + suffix, first.type,
                                   {1, expected[1], kAny, expected[3]}));
     }
   }
@@ -307,10 +310,12 @@ Status OnnxRuntimeSession::bind_cache() {
   OrtIoBinding* binding = nullptr;
   RETURN_IF_ERROR(check(api_->CreateIoBinding(decoder_.session.get(), &binding), "bind"));
   binding_ = Owned<OrtIoBinding>(binding, api_->ReleaseIoBinding);
+  const int type = decoder_.inputs["past_key_values.0.key"].type;
   const std::vector<int64_t>& first = decoder_.inputs["past_key_values.0.key"].shape;
   const std::vector<int64_t> shape = {1, first[1], static_cast<int64_t>(options_.context_length), first[3]};
   size_t bytes = 0;
   const bool fits = float_bytes({static_cast<size_t>(first[1]), options_.context_length, static_cast<size_t>(first[3])}, &bytes);
+  if (type == mote::ort::kInt8) bytes /= sizeof(float);
   for (size_t layer = 0; layer < num_layers_; ++layer) {
     for (const char* kind : {".key", ".value"}) {
       // Zeroed memory from the system takes no room before it is written to.
@@ -320,7 +325,7 @@ Status OnnxRuntimeSession::bind_cache() {
                              2 * num_layers_, to_string(shape).c_str());
       }
       Owned<OrtValue> value;
-      RETURN_IF_ERROR(make_tensor(cache_.back().get(), bytes, shape, mote::ort::kFloat, &value));
+      RETURN_IF_ERROR(make_tensor(cache_.back().get(), bytes, shape, type, &value));
       const std::string suffix = std::to_string(layer) + kind;
       RETURN_IF_ERROR(bind(("past_key_values." + suffix).c_str(), true, value));
       RETURN_IF_ERROR(bind(("present." + suffix).c_str(), false, value));

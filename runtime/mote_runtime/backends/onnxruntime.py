@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mote_runtime.arrays import FloatArray, IntArray
 from mote_runtime.backends.base import PREFILL_CHUNK, Backend, chunks, import_runtime, reason
@@ -29,14 +30,17 @@ _PLUGIN_HINT = (
     'SessionOptions.register_custom_ops_library(mote_runtime.get_library_path("onnxruntime"))'
 )
 
+# What GroupQueryAttention keeps keys and values in: as they are, or in int8 with scales that lie in the graph.
+_CACHE_TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int8)": np.dtype(np.int8)}
+
 _Shape = Sequence[int | None]
 
 
 class OnnxRuntimeBackend(Backend):
     """`vision.onnx`, `embedding.onnx` and `model.onnx` of a folder.
 
-    Keys and values lie in one buffer of context length for each layer, bound to the decoder as past and as present
-    at once, so GroupQueryAttention appends in place and a step copies nothing.
+    Keys and values, float32 or int8, lie in one buffer of context length for each layer, bound to the decoder as past
+    and as present at once, so GroupQueryAttention appends in place and a step copies nothing.
     """
 
     def __init__(self, manifest: Manifest, threads: int | None, profile_folder: Path | None = None) -> None:
@@ -85,20 +89,21 @@ class OnnxRuntimeBackend(Backend):
         shape = (1, model.num_key_value_heads, model.context_length, model.head_dim)
         binding = self._decoder.io_binding()
         pairs = zip(_cache_names(model, "past_key_values"), _cache_names(model, "present"), strict=True)
+        dtype = _cache_type(model, self._decoder)
         try:
             for past, present in pairs:
-                buffer = self._lend(_untouched(shape))
+                buffer = self._lend(_untouched(shape, dtype))
                 binding.bind_ortvalue_input(past, buffer)
                 binding.bind_ortvalue_output(present, buffer)
         except (OSError, OverflowError, ValueError) as error:  # the latter two: more than can ever be held
             raise BackendError(
-                f"no memory for the KV cache: {2 * model.num_hidden_layers} buffers of {list(shape)} float32 values; "
+                f"no memory for the KV cache: {2 * model.num_hidden_layers} buffers of {list(shape)} {dtype} values; "
                 "export with a shorter context"
             ) from error
         binding.bind_ortvalue_output("logits", self._lend(self._logits))
         return binding
 
-    def _lend(self, array: FloatArray) -> Any:
+    def _lend(self, array: NDArray[Any]) -> Any:
         """A value in the array's own memory, which is kept here: in most versions a binding does not keep it alive."""
         value = ort.OrtValue.ortvalue_from_numpy(array)
         self._borrowed += [array, value]
@@ -156,16 +161,26 @@ class OnnxRuntimeBackend(Backend):
         del self._borrowed, self._logits
 
 
-def _untouched(shape: tuple[int, ...]) -> FloatArray:
-    """Zeros float32 of the shape, in pages of their own that take no room before they are written to.
+def _cache_type(model: ModelSpec, session: Any) -> np.dtype[Any]:
+    """What the cache holds; raises BackendError if that is no type of a cache, or not the same everywhere."""
+    names = {*_cache_names(model, "past_key_values"), *_cache_names(model, "present")}
+    types = {value.type for value in (*session.get_inputs(), *session.get_outputs()) if value.name in names}
+    if len(types) != 1 or not types <= _CACHE_TYPES.keys():
+        raise BackendError(
+            f"model.onnx keeps keys and values in {sorted(types)}; expected one of {sorted(_CACHE_TYPES)}"
+        )
+    return _CACHE_TYPES[types.pop()]
+
+
+def _untouched(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Zeros of the shape, in pages of their own that take no room before they are written to.
 
     numpy's zeros do not promise that: the C library may hand out, and then clear, memory that it got back from others.
     Raises OSError, OverflowError or ValueError where there cannot be so much.
     """
-    size = math.prod(shape) * np.dtype(np.float32).itemsize
+    size = math.prod(shape) * dtype.itemsize
     pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    zeros: FloatArray = np.frombuffer(pages, np.float32).reshape(shape)
-    return zeros
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def _cache_names(model: ModelSpec, prefix: str) -> list[str]:
