@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import tiny_onnx_export as tiny
 from arm import build_arm_runner, qemu_command
 
 import mote_runtime
@@ -104,6 +105,26 @@ def test_answers_are_those_of_mote_runtime(
         _, record = read_record(output)
         assert [list(repetition.token_ids) for repetition in record.repetitions] == [answer, answer]
         assert record.threads == threads
+
+
+@pytest.mark.parametrize("int8_cache", [False, True])
+def test_prompts_longer_than_a_chunk_and_caches_in_int8(
+    int8_cache: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "INT8_CACHE", int8_cache)
+    monkeypatch.setattr(tiny, "CONTEXT", 1200)
+    export = tiny.write_export(tmp_path / "export")
+    ids = np.random.default_rng(0).integers(0, 256, 1100).tolist()
+    ids[500:504], ids[1030:1034] = [tiny.IMAGE_PAD] * 4, [tiny.IMAGE_PAD] * 4
+    pixels = np.random.default_rng(1).standard_normal((2, 3, tiny.SIDE, tiny.SIDE)).astype(np.float32)
+    with mote_runtime.load(export, threads=1) as model:
+        expected = model.generate_ids(ids, pixels, MAX_NEW_TOKENS)
+        write_prompt(tmp_path / "prompt.bin", model.manifest, ids, pixels, ignore_eos=False)
+    assert len(set(expected)) > 1
+    result = run("onnxruntime", *command("onnxruntime", export, tmp_path / "prompt.bin", tmp_path / "record.json"))
+    assert (result.returncode, result.stderr) == (0, "")
+    _, record = read_record(tmp_path / "record.json")
+    assert list(record.repetitions[0].token_ids) == expected
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
