@@ -167,8 +167,8 @@ def _print(result: "RewriteResult") -> None:
         console.print("Not compared with the model itself (--no-verify).")
     else:
         console.print(
-            f"Compared with the model itself in ONNX Runtime: {len(result.comparison.differences)} outputs, the greatest difference "
-            f"is {result.comparison.greatest:.2g} of an output's standard deviation (--rtol {result.comparison.rtol:g}).",
+            f"Compared with the model itself in ONNX Runtime: {len(result.comparison.differences)} outputs, the greatest "
+            f"difference is {result.comparison.greatest:.2g} of an output's standard deviation (--rtol {result.comparison.rtol:g}).",
             soft_wrap=True,
         )
     console.print(

@@ -67,6 +67,8 @@ def _run(path: Path, inputs: Mapping[str, Array] | None, what: str) -> tuple[dic
     """Outputs and inputs, by name."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    # As the graph says it: further optimizations round activations, such as the MatMulNBits that a dequantized weight becomes.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.register_custom_ops_library(str(get_library_path("onnxruntime")))
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,6 +1,7 @@
 """Weights that a graph computes from constants, such as transposed, dequantized or ternarized ones: computed one at a time."""
 
 import math
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,46 +30,47 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a constant is computed.
+    """How a constant is computed; stays valid when its nodes are removed from their graph.
 
     Attributes:
-        value: the constant.
+        name: of the constant.
         nodes: in the order of computation; none for an initializer.
-        leaves: the constants that they start from.
+        leaves: the constants that they start from, by name.
     """
 
-    value: ir.Value
-    nodes: tuple[ir.Node, ...]
-    leaves: tuple[ir.Value, ...]
+    name: str
+    nodes: tuple[onnx.NodeProto, ...]
+    leaves: dict[str, ir.TensorProtocol]
 
     @property
     def itemsize(self) -> float:
         """Bytes of an element of the largest constant, as it is stored."""
-        tensors = [tensor for leaf in self.leaves if (tensor := constant(leaf)) is not None]
-        largest = max(tensors, key=lambda tensor: tensor.size)
-        return largest.dtype.bitwidth / 8
+        return max(self.leaves.values(), key=lambda tensor: tensor.size).dtype.bitwidth / 8
 
 
 def recipe(value: ir.Value) -> Recipe | None:
     """How `value` is computed from constants alone by operators that keep sizes; None if it is not."""
     nodes: list[ir.Node] = []
-    leaves: list[ir.Value] = []
+    leaves: dict[str, ir.TensorProtocol] = {}
     waiting = [value]
     seen: set[ir.Value] = set()
     while waiting:
         current = waiting.pop()
-        if current in seen:
+        if current in seen or current.name is None:
             continue
         seen.add(current)
-        if constant(current) is not None:
-            leaves.append(current)
+        tensor = constant(current)
+        if tensor is not None:
+            leaves[current.name] = tensor
             continue
         node = current.producer()
         if node is None or node.domain not in STANDARD or node.op_type not in FOLDED or len(nodes) == MOST_NODES:
             return None
         nodes.append(node)
         waiting.extend(item for item in node.inputs if item is not None)
-    return Recipe(value, tuple(_in_order(nodes)), tuple(leaves)) if leaves else None
+    if not leaves or value.name is None:
+        return None
+    return Recipe(value.name, tuple(ir.serde.serialize_node(node) for node in _in_order(nodes)), leaves)
 
 
 def _in_order(nodes: list[ir.Node]) -> list[ir.Node]:
@@ -91,22 +93,23 @@ def computed(found: Recipe, opset: int) -> Iterator[Array]:
     Raises:
         MoteError: an operator refuses its inputs, or would make more of them than a weight has.
     """
-    tensors = [tensor for leaf in found.leaves if (tensor := constant(leaf)) is not None]
-    results: dict[ir.Value, Array] = {leaf: tensor.numpy() for leaf, tensor in zip(found.leaves, tensors, strict=True)}
+    results: dict[str, Array] = {name: tensor.numpy() for name, tensor in found.leaves.items()}
     try:
         for node in found.nodes:
-            results[node.outputs[0]] = _run(node, results, opset)
-        yield results[found.value]
+            results[node.output[0]] = _run(node, results, opset)
+        yield results[found.name]
     finally:
         results.clear()
-        for tensor in tensors:
+        for tensor in found.leaves.values():
             if isinstance(tensor, ir.ExternalTensor):
+                if tensor.raw is not None:
+                    tensor.raw.madvise(mmap.MADV_DONTNEED)  # its pages count as memory of this process
                 with suppress(BufferError):  # somebody still looks at it: then the map goes with him
                     tensor.release()
 
 
-def _run(node: ir.Node, results: dict[ir.Value, Array], opset: int) -> Array:
-    arrays = {item.name: results[item] for item in node.inputs if item is not None}
+def _run(node: onnx.NodeProto, results: dict[str, Array], opset: int) -> Array:
+    arrays = {name: results[name] for name in node.input if name}
     largest = max(array.size for array in arrays.values())
     try:
         if node.op_type not in ("Gather", "Concat") and len(arrays) > 1:
@@ -115,10 +118,9 @@ def _run(node: ir.Node, results: dict[ir.Value, Array], opset: int) -> Array:
                 raise MoteError(f"{node.name} would make {grown} numbers of {largest}")
     except ValueError:
         pass  # not an operator that broadcasts
-    proto = ir.serde.serialize_node(node)
     inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in arrays]
-    outputs = [onnx.helper.make_tensor_value_info(proto.output[0], onnx.TensorProto.UNDEFINED, None)]
-    graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
+    outputs = [onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UNDEFINED, None)]
+    graph = onnx.helper.make_graph([node], "constant", inputs, outputs)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
         result: Array = ReferenceEvaluator(model).run(None, arrays)[0]

@@ -94,7 +94,6 @@ def rewrite_onnx(
         raise NothingToRewriteError(_nothing(model, had, left), left)
     with atomic_folder(output) as folder:
         file = folder / model.name
-        inline_external_tensors(read)
         save_model(read, file)
         logger.info("wrote %s", model.name)
         comparison = compare(model, file, rtol, inputs) if verify else None
@@ -108,6 +107,7 @@ def rewrite_model(model: ir.Model, options: RewriteOptions) -> State:
     Returns:
         What was done, and why not more.
     """
+    inline_external_tensors(model)  # before shapes are inferred, which asks for the values of small ones
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     state = State(model, options)
     try:
@@ -126,7 +126,6 @@ def _clean(model: ir.Model) -> None:
     """Without nodes and weights that nobody uses any more; new ones say where they come from."""
     model.graph.opset_imports.setdefault(DOMAIN, onnx_schemas.VERSION)
     common.RemoveUnusedNodesPass()(model)
-    common.TopologicalSortPass()(model)
     common.NameFixPass()(model)
     for graph in model.graphs():
         for node in graph:

@@ -128,7 +128,7 @@ class Weights:
             if error.error > NEARLY:
                 raise MoteError(
                     f"it is not ternary: {error.count / array.size:.0%}{where} of its weights are not -1, 0 or 1 times one number, "
-                    f"the largest deviation is {error.deviation:.3g} of it, and rounding them would change them by {error.error:.0%}"
+                    f"the largest deviation is {error.deviation:.3g} of it, and rounding would change them by {error.error:.0%}"
                 ) from error
             if not (self.ternarize or where):
                 raise
