@@ -22,6 +22,7 @@ from transformers import (
 
 from mote_export.checkpoint import CheckpointError, is_dense, load_any, open_moe_llava, open_path
 from mote_export.exporter import export
+from mote_export.manifest import image_spec
 from mote_export.model import MoteModel, upcycle
 from mote_export.tokens import prompt_spec
 
@@ -82,7 +83,8 @@ def their_state(model: MoteModel) -> dict[str, Tensor]:
             prefix = f"model.{stacked[1]}.deepspeed_moe.experts.deepspeed_experts.{expert}"
             state[f"{prefix}.{stacked[2]}.weight"] = matrix.clone()
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
-    state["model.image_tower.image_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+    if hasattr(model.config, "vision_config"):
+        state["model.image_tower.image_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
     return state
 
 
@@ -184,6 +186,15 @@ def test_every_tensor_and_setting_has_its_place(source: Path, model: MoteModel) 
     with torch.no_grad():
         found, expected = (m(input_ids=ids, pixel_values=pixels).logits for m in (checkpoint.model, model))
     torch.testing.assert_close(found, expected)
+
+
+def test_the_towers_own_normalisation_is_taken(folder: Path) -> None:
+    (folder / "tower" / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]})
+    )
+    image = image_spec(open_path(folder / "checkpoint", folder / "tower").skeleton())
+    assert image is not None
+    assert image.mean == (0.1, 0.2, 0.3)
 
 
 def test_experts_are_read_one_at_a_time(source: Path, model: MoteModel) -> None:
@@ -316,6 +327,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a stray tensor": (
         lambda path: change(path, lambda state: state.update({"model.layers.0.mlp.coefficient.weight": torch.ones(2)})),
         "unexpected tensor .*coefficient.weight",
+    ),
+    "no tower but its weights": (lambda path: edit_config(path, mm_image_tower=None), "names no vision tower"),
+    "a tower of another kind": (
+        lambda path: change(path, lambda state: state.update({"model.image_tower.embeddings": torch.ones(2)})),
+        "unexpected tensor model.image_tower.embeddings",
     ),
     "an unknown projector": (
         lambda path: edit_config(path, image_projector_type="simple_in0_out0"),

@@ -27,6 +27,7 @@ from mote_export.checkpoint.base import (
 )
 from mote_export.checkpoint.folder import CONFIG, read_companions, read_config
 from mote_export.checkpoint.torch_files import folder_tensors
+from mote_export.json_file import read_json
 from mote_export.model import MoteConfig, MoteTextConfig
 from mote_export.weights import StackedSource, TensorSource
 
@@ -68,13 +69,16 @@ ROUTER = re.compile(r"layers\.(\d+)\.mlp\.deepspeed_moe\.gate\.wg\.weight")
 COMPUTED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$")
 
 
+Channels = tuple[float, float, float]
+
+
 @dataclass(frozen=True)
 class Tower:
     """What is published of a vision tower: fields of its configuration, and how its pictures are normalised."""
 
     config: Mapping[str, Any]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
 
 
 _CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
@@ -107,6 +111,7 @@ def open_moe_llava(path: Path, vision_tower: Path | None = None) -> OpenCheckpoi
     stored = folder_tensors(path)
     moe, counts = _moe_settings(path, config)
     text = _text_config(path, config)
+    _check_tower_names(path, stored, config.get("mm_image_tower"))
     tensors = _decoder_tensors(path, stored, counts)
     if config.get("tie_word_embeddings"):
         tensors = drop_tied_head(path, tensors, f"{OUR_DECODER}embed_tokens.weight")
@@ -273,8 +278,17 @@ def _read_tower(folder: Path) -> Tower:
         config, model_type = vision, f"{model_type}_vision_model"
     if model_type not in ("clip_vision_model", "siglip_vision_model"):
         raise CheckpointError(f"{folder} holds a model of type {model_type!r}, expected a CLIP or SigLIP vision tower.")
-    normalisation = (_CLIP_MEAN, _CLIP_STD) if model_type == "clip_vision_model" else (_HALF, _HALF)
-    return Tower({**config, "model_type": model_type}, *normalisation)
+    usual = (_CLIP_MEAN, _CLIP_STD) if model_type == "clip_vision_model" else (_HALF, _HALF)
+    return Tower({**config, "model_type": model_type}, *_normalisation(folder, usual))
+
+
+def _normalisation(folder: Path, usual: tuple[Channels, Channels]) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of the tower's own image processor, if its folder has one; checked where they are used."""
+    path = folder / "preprocessor_config.json"
+    if not path.exists():
+        return usual
+    values = read_json(path, "the settings of an image processor", CheckpointError)
+    return values.get("image_mean", usual[0]), values.get("image_std", usual[1])
 
 
 def _tower_tensors(
@@ -297,6 +311,18 @@ def _tower_tensors(
         for key, tensor in folder_tensors(vision_tower).items()
         if key.startswith("vision_model.") and not COMPUTED.search(key)
     }
+
+
+def _check_tower_names(path: Path, stored: Mapping[str, TensorSource], tower: Any) -> None:
+    """Raises CheckpointError for tensors that would be left out in silence."""
+    for name in stored:
+        is_of_tower = name.startswith("model.image_tower.")
+        if tower is None and (is_of_tower or name.startswith("model.mm_projector.")):
+            raise CheckpointError(f"{path} has {name}, but its config names no vision tower (mm_image_tower).")
+        if is_of_tower and not name.startswith(TOWER_PREFIX):
+            raise CheckpointError(
+                f"{path} has an unexpected tensor {name}: those of a vision tower begin with {TOWER_PREFIX}."
+            )
 
 
 def _projector_tensors(
@@ -351,8 +377,8 @@ def _preprocessor(tower: Tower) -> str:
         "size": {"height": side, "width": side},
         "resample": 3,
         "rescale_factor": 1 / 255,
-        "image_mean": list(tower.mean),
-        "image_std": list(tower.std),
+        "image_mean": tower.mean,
+        "image_std": tower.std,
     }
     return json.dumps(values, indent=2) + "\n"
 
