@@ -152,6 +152,10 @@ def test_memory_beyond_the_cache_is_what_opening_and_a_token_added() -> None:
     run = row("mobile", "onnx")["run"]
     run["memory"]["first_token"] = {"anonymous": 150 * MB, "file": 0}
     assert anonymous_beyond(run) == 50 * MB - 1000
+    run["planned_bytes"] = {"token_embedding": 10 * MB, "text_decoder": 30 * MB, "vision_encoder": 90 * MB}
+    assert anonymous_beyond(run) == 10 * MB
+    run["planned_bytes"]["text_decoder"] = 60 * MB  # more than became resident: it is not touched
+    assert anonymous_beyond(run) == 50 * MB - 1000
 
 
 def test_tables_hold_every_row_and_what_failed(tmp_path: Path) -> None:

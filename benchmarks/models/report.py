@@ -96,9 +96,9 @@ def _memory(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield (
         "Seconds, page cache warm, without checksums; MB of resident memory. “Beyond” is the bar's figure: anonymous memory "
-        "after the first token of a text, less what the process had before opening and the KV cache of that token. Later "
-        "columns are all that the process has: interpreter and libraries (the column before), KV cache and activations "
-        "included. ExecuTorch's process has torch in it."
+        "after the first token of a text, less what the process had before opening, and less the KV cache of that token, or what "
+        "ExecuTorch plans for cache and activations. Later columns are all that the process has: interpreter and libraries (the "
+        "column before), KV cache and activations included. ExecuTorch's process has torch in it."
     )
     yield ""
     cells = []
