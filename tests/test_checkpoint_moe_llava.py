@@ -1,6 +1,10 @@
 """MoE-LLaVA's checkpoints: the names, routing and configuration of its own code, from safetensors and torch files."""
 
+import contextlib
+import functools
 import json
+import operator
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +29,7 @@ from mote_export.exporter import export
 from mote_export.manifest import image_spec
 from mote_export.model import MoteModel, upcycle
 from mote_export.tokens import prompt_spec
+from mote_runtime.errors import MoteError
 
 MOE_LLAVA = {
     "experts": "full",
@@ -345,6 +350,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: edit_config(path, mm_vision_select_feature="all"),
         "mm_vision_select_feature 'all'",
     ),
+    "a list of features": (
+        lambda path: edit_config(path, mm_vision_select_feature=["patch"]),
+        "select_feature .'patch'.",
+    ),
     "a layer of the tower": (lambda path: edit_config(path, mm_vision_select_layer=9), "vision_feature_layer is 9"),
     "code of its own": (lambda path: edit_config(path, auto_map={"AutoConfig": "x.Y"}), "has config.auto_map"),
     "no vocabulary": (lambda path: edit_config(path, vocab_size="many"), "vocab_size is 'many'"),
@@ -374,6 +383,31 @@ def test_a_tower_is_asked_for_where_it_is_not_known_and_refused_where_it_is_no_u
     (folder / "checkpoint" / "config.json").write_text(json.dumps({"model_type": "mote"}))
     with pytest.raises(CheckpointError, match="holds its vision tower itself: leave --vision-tower out"):
         open_path(folder / "checkpoint", folder / "tower")
+
+
+JUNK: tuple[Any, ...] = (
+    None, True, -1, 0, 1, 3, 2.5, 1e308, 10**12, "x", "", [], [1], [None], ["a"], {}, {"a": 1}, [[1]], {"rope_type": "yarn"},
+)  # fmt: skip
+
+
+def keys(value: Any, before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if not isinstance(value, dict):
+        return []
+    return [(*before, name) for name in value] + [key for name in value for key in keys(value[name], (*before, name))]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(200))
+def test_a_configuration_with_junk_in_it_is_opened_or_refused(seed: int, folder: Path) -> None:
+    choose = random.Random(seed)
+    path = folder / choose.choice(("checkpoint", "tower")) / "config.json"
+    config = json.loads(path.read_text())
+    for _ in range(choose.choice((1, 1, 2))):
+        *outer, name = choose.choice(keys(config))
+        functools.reduce(operator.getitem, outer, config)[name] = choose.choice(JUNK)
+    path.write_text(json.dumps(config))
+    with contextlib.suppress(MoteError):
+        open_path(folder / "checkpoint", folder / "tower").skeleton()
 
 
 @pytest.mark.long

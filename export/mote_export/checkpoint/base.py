@@ -159,7 +159,7 @@ def parse_config(source: Path, config: Mapping[str, Any]) -> MoteConfig | MoteTe
             _check_sizes(section, getattr(parsed, section).to_dict(), SIZES[section], must_have=True)
         if isinstance(parsed, MoteConfig):
             _check_feature_layer(parsed)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{source} has a configuration that cannot be used: {error}.") from error
     return parsed
 
@@ -239,7 +239,7 @@ def build_skeleton(source: Path, config: PretrainedConfig, kind: type[PreTrained
     try:
         with torch.device("meta"):
             return kind(config)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(f"{source} has a configuration that no model can be built from: {error}.") from error
 
 

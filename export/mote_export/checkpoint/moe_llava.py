@@ -347,7 +347,7 @@ def _projector_tensors(
 
 def _feature_strategy(path: Path, config: Mapping[str, Any]) -> str:
     feature = config.get("mm_vision_select_feature", "patch")
-    if feature not in FEATURES:
+    if not isinstance(feature, str) or feature not in FEATURES:
         raise CheckpointError(f"{path} has mm_vision_select_feature {feature!r}, expected {' or '.join(FEATURES)}.")
     return FEATURES[feature]
 
