@@ -209,6 +209,32 @@ def test_a_long_prompt_takes_the_memory_of_a_chunk_and_a_long_context_that_of_wh
     assert whole - opened > 2 * growth, "in one piece it takes more, or this measures nothing"
 
 
+@pytest.mark.long
+def test_a_prompt_of_4000_tokens_is_answered_as_by_torch(tmp_path: Path) -> None:
+    import torch
+    from tiny import tiny_text_checkpoint, tiny_text_config
+    from transformers import Qwen2Config
+
+    from mote_export.exporter import export
+    from mote_runtime import load
+
+    # One expert: among several, a prompt this long would meet ties that rounding decides.
+    checkpoint = tiny_text_checkpoint(tiny_text_config(Qwen2Config, max_position_embeddings=4096), num_experts=1)
+    export(checkpoint, tmp_path / "export", ["onnx", "executorch"], verify=False)
+    ids = np.random.default_rng(0).integers(0, 256, 4000).tolist()
+    with torch.no_grad():
+        expected = checkpoint.model(input_ids=torch.tensor([ids])).logits[0, -1].float().numpy()
+    for runtime in RUNTIMES:
+        with load(tmp_path / "export", runtime, threads=2) as pipeline:
+            assert pipeline.manifest.model.context_length == 4096
+            whole, *_, last = pipeline.step_logits(ids, list(range(90)))
+            assert np.sqrt(((whole - expected) ** 2).mean()) < 0.02 * expected.std()
+            assert np.array_equal(last, pipeline.step_logits(ids, list(range(90)))[-1])
+            for chunk in (64, 300):
+                pipeline._backend._chunk = chunk  # type: ignore[union-attr]
+                assert np.sqrt(((pipeline.step_logits(ids)[0] - expected) ** 2).mean()) < 0.02 * expected.std()
+
+
 def test_a_limited_run_says_how_it_ended(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(40 * MIB))
 
