@@ -79,7 +79,7 @@ def command(folder: Path, arguments: argparse.Namespace) -> list[str]:
 
 def table(title: str, lines: str) -> tuple[Table, list[Any]]:
     reports = [json.loads(line) for line in lines.splitlines()]
-    columns = ("stage", "seconds", "anonymous", "of files", "model mapped", "resident of it", "copied", "peak")
+    columns = ("stage", "seconds", "anonymous", "of files", "model mapped", "resident of it", "written to", "peak")
     result = Table(*columns, title=title)
     for each in reports:
         mapped = each["mapped"]
