@@ -286,7 +286,7 @@ def test_packed_shared_experts_have_the_quantizers_values() -> None:
 def int8_baseline(activations: Activations) -> MoteForCausalLM:
     """All linear layers in 8 bits; only activations differ."""
     model, pack = moe_llava(), PackOptions(linear="int8", full_experts="int8")
-    apply_passes(model, [*quantize_passes(model, pack), stock_moe(pack)])
+    apply_passes(model, [*quantize_passes(model, pack, stock=True), stock_moe(pack)])
     set_activations(model, activations)
     return model
 

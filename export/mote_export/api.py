@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -10,9 +11,11 @@ import torch
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from mote_export import exporter
+from mote_export.budget import Budget
 from mote_export.checkpoint import Checkpoint, check_files
 from mote_export.checkpoint.base import COMPANION_FILES
 from mote_export.defaults import (
+    BUDGET_STEPS,
     DEFAULT_EMBEDDING,
     DEFAULT_FULL_EXPERTS,
     DEFAULT_LINEAR,
@@ -22,6 +25,7 @@ from mote_export.defaults import (
     DEFAULT_RTOL,
     DEFAULT_SHARED_EXPERT,
     DEFAULT_SHARED_GROUP_SIZE,
+    DEFAULT_VISION,
     OPSETS,
 )
 from mote_export.exporter import ExportResult
@@ -49,8 +53,10 @@ def export(
     quantizer: str = DEFAULT_QUANTIZER,
     linear: str = DEFAULT_LINEAR,
     embedding: str = DEFAULT_EMBEDDING,
+    vision: str = DEFAULT_VISION,
     full_experts: str = DEFAULT_FULL_EXPERTS,
     linear_group_size: int = DEFAULT_SHARED_GROUP_SIZE,
+    memory_budget: int | None = None,
     opset: int = DEFAULT_OPSET,
     portable: bool = False,
     verify: bool = True,
@@ -72,10 +78,13 @@ def export(
         shared_expert: how the shared expert is stored, "float32", "bf16", "int8" or "int4".
         shared_group_size: weights that share a scale, 32, 64 or 128, for "int4".
         quantizer: how the scales of integer weights are chosen, "rtn" (round to nearest) or "hqq".
-        linear: how the linear layers outside of the experts are stored, "float32", "int8" or "int4".
-        embedding: how the embedding of tokens is stored, "float32", "int8" or "int4".
+        linear: how the linear layers outside of the experts are stored, "float32", "bf16", "int8" or "int4".
+        embedding: how the embedding of tokens is stored, in one of these.
+        vision: how the linear layers of the vision tower are stored, in one of these.
         full_experts: how routed experts in full precision are stored (MoE-LLaVA's), "float32", "int8", "int4" or "int3".
-        linear_group_size: weights that share a scale in the "int4" and "int3" of these three, 32, 64 or 128.
+        linear_group_size: weights that share a scale in the "int4" and "int3" of these four, 32, 64 or 128.
+        memory_budget: bytes for weights and KV cache; the most exact of `mote_export.defaults.PRESETS` that fits replaces the
+            formats above. One of them by name is `export(model, output, **PRESETS["mobile"])`.
         opset: ONNX operator set, 18 to 23.
         portable: the runtime's own operators compute the experts: slower and larger in memory, but without the plugin.
         verify: run the export and compare it with torch.
@@ -102,10 +111,15 @@ def export(
         quantizer=quantizer,
         linear=linear,
         embedding=embedding,
+        vision=vision,
         full_experts=full_experts,
         linear_group_size=linear_group_size,
         ternarize=ternarize,
     )
+    budget = None
+    if memory_budget is not None:
+        steps = {name: PackOptions(**asdict(pack) | step) for name, step in BUDGET_STEPS.items()}
+        budget = Budget(memory_budget, steps)
     with quiet_libraries():
         return exporter.export(
             source,
@@ -117,7 +131,7 @@ def export(
             rtol=rtol,
             verify=verify,
             samples=samples,
-            pack=pack,
+            pack=budget or pack,
             vision_tower=None if vision_tower is None else Path(vision_tower),
         )
 

@@ -9,6 +9,14 @@ DEFAULT_SHARED_EXPERT = "bf16"  # the format that the shared expert is stored in
 DEFAULT_SHARED_GROUP_SIZE = 128  # weights with a scale of their own, for int4
 QUANTIZERS = ("rtn", "hqq")  # keys of mote_export.quantize.METHODS
 DEFAULT_QUANTIZER = "rtn"
-LINEAR_FORMATS = ("float32", "int8", "int4")  # of stock linear layers and of the embedding
+LINEAR_FORMATS = ("float32", "bf16", "int8", "int4")  # of linear layers outside of the experts, and of the embedding
 EXPERT_FORMATS = ("float32", "int8", "int4", "int3")  # of routed experts in full precision
-DEFAULT_LINEAR = DEFAULT_EMBEDDING = DEFAULT_FULL_EXPERTS = "float32"
+DEFAULT_LINEAR = DEFAULT_EMBEDDING = DEFAULT_VISION = DEFAULT_FULL_EXPERTS = "float32"
+# Ways to store a whole model, the most exact first: options of PackOptions, by name.
+PRESETS = {
+    "lossless": {"shared_expert": "bf16", "linear": "bf16", "embedding": "bf16", "vision": "bf16"},
+    "balanced": {"shared_expert": "int8", "linear": "int8", "embedding": "int8", "vision": "int8"},
+    "mobile": {"shared_expert": "int4", "linear": "int4", "embedding": "int4", "vision": "int8"},
+}
+# What --memory-budget tries, in this order.
+BUDGET_STEPS = {**PRESETS, "mobile with --packing 1.6bit": {**PRESETS["mobile"], "packing": "1.6bit"}}

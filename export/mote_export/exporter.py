@@ -1,6 +1,7 @@
 """The whole of an export in one function: load, rewrite, export, lower, verify, describe, and only then put in place."""
 
 import importlib.util
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,11 +11,13 @@ import torch
 from tqdm import tqdm
 
 from mote_export.atomic import atomic_folder, check_output
+from mote_export.budget import Budget, choose
 from mote_export.checkpoint import Checkpoint, open_path
 from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_FULL_EXPERTS, DEFAULT_OPSET, DEFAULT_RTOL
 from mote_export.manifest import Source, add_verification, check_manifest, num_image_tokens, write_manifest
 from mote_export.model import MoteModel
 from mote_export.passes import (
+    PackedLinear,
     PackOptions,
     apply_passes,
     pack_ternary_experts,
@@ -71,7 +74,7 @@ def export(
     rtol: float = DEFAULT_RTOL,
     verify: bool = True,
     samples: Sequence[Sample] = (),
-    pack: PackOptions | None = None,
+    pack: PackOptions | Budget | None = None,
     portable: bool = False,
     vision_tower: Path | None = None,
 ) -> list[ExportResult]:
@@ -83,7 +86,7 @@ def export(
         context_length: positions in the KV cache; default: the model's own limit, at most 4096.
         rtol: see `verify.relative_difference`.
         samples: questions to compare on, beside three built-in ones.
-        pack: how the weights of the experts are stored; by default as `mote-export` does without options.
+        pack: how the weights are stored, by default as `mote-export` does without options; or the memory that may be taken.
         portable: the runtime's own operators compute the experts, without the plugin and slowly.
         vision_tower: see `checkpoint.open_moe_llava`.
 
@@ -95,13 +98,16 @@ def export(
     check_requirements(chosen, portable=portable)
     checkpoint = open_path(source, vision_tower).skeleton() if isinstance(source, Path) else _copy(source)
     settings = ExportSettings(choose_context(checkpoint, context_length), opset, portable)
+    if isinstance(pack, Budget):
+        name, pack, estimate = choose(checkpoint, pack, settings.context_length)
+        tqdm.write(f"mote-export: within the memory budget fits {name}, with {estimate.describe()}.", file=sys.stderr)
     pack = pack or PackOptions()
     check_pack(checkpoint, pack)
     # Refuse an unusable tokenizer, image processor or sample before the long work.
     check_prompt(checkpoint, check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack))
     samples = (*default_samples(checkpoint.has_vision), *check_samples(checkpoint, samples)) if verify else ()
     with atomic_folder(output) as temporary, Scratch(temporary.parent) as scratch:
-        rewrite(checkpoint.model, pack, scratch)
+        rewrite(checkpoint.model, pack, scratch, stock=portable)
         settings = replace(settings, has_plugin_operators=has_plugin_operators(checkpoint.model))
         origin = Source.of(source) if isinstance(source, Path) else Source(source.name, None)
         job = _Job(checkpoint, settings, pack, origin, rtol, samples)
@@ -112,10 +118,10 @@ def export(
     return [replace(result, folder=final[result.target]) for result in results]
 
 
-def rewrite(model: MoteModel, pack: PackOptions, scratch: Scratch) -> None:
+def rewrite(model: MoteModel, pack: PackOptions, scratch: Scratch, *, stock: bool = False) -> None:
     """Applies all passes that targets share, in place; then no parameter is on the meta device, and all are float32.
 
-    Weights are read, converted and kept one module at a time.
+    Weights are read, converted and kept one module at a time. `stock`: see `quantize_passes`.
     """
     total = sum(parameter.numel() for parameter in model.parameters())
     with tqdm(total=total, desc="mote-export: weights", unit="weight", unit_scale=True, disable=None) as bar:
@@ -123,7 +129,7 @@ def rewrite(model: MoteModel, pack: PackOptions, scratch: Scratch) -> None:
         def done(module: torch.nn.Module) -> None:
             bar.update(sum(parameter.numel() for parameter in module.parameters()))
 
-        apply_passes(model, quantize_passes(model, pack), scratch, done)
+        apply_passes(model, quantize_passes(model, pack, stock=stock), scratch, done)
         passes = (
             stock_moe(pack),
             pack_ternary_experts(pack),
@@ -136,7 +142,9 @@ def rewrite(model: MoteModel, pack: PackOptions, scratch: Scratch) -> None:
 
 def has_plugin_operators(model: torch.nn.Module) -> bool:
     """Whether a model after the passes needs the plugin."""
-    return any(isinstance(module, PackedTernaryExperts | PackedTernaryLinear) for module in model.modules())
+    return any(
+        isinstance(module, PackedTernaryExperts | PackedTernaryLinear | PackedLinear) for module in model.modules()
+    )
 
 
 def _copy(checkpoint: Checkpoint) -> Checkpoint:

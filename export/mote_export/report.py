@@ -2,20 +2,24 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
 
 from mote_export.memory import FLOAT32_BYTES, full_precision_bytes, mote_bytes
 from mote_export.model import MoteModel
 from mote_export.passes import (
+    PackedLinear,
     PackedMoteLayer,
     PackedTernaryLinear,
     QuantizedEmbedding,
     QuantizedLinear,
     StockMoeLayer,
 )
+from mote_export.passes.quantize_linear import Bf16Embedding, Bf16Linear
 from mote_export.quantize import Rounding
 
+Stored: TypeAlias = PackedLinear | QuantizedLinear | QuantizedEmbedding | Bf16Linear | Bf16Embedding
 SHARED_INPUTS = "shared_"  # how the operator's inputs of the shared expert begin
 
 
@@ -124,11 +128,11 @@ def _ternary_memory(packed_model: MoteModel) -> ExpertMemory:
 
 @dataclass(frozen=True)
 class StoredPart:
-    """Integers outside of the experts.
+    """Weights outside of the experts in fewer than 32 bits.
 
     Attributes:
-        part: "linear", "lm_head" or "embedding".
-        format: "int8" or "int4".
+        part: "linear", "lm_head", "vision" or "embedding".
+        format: "bf16", "int8" or "int4".
         parameters: weights of the part.
         bytes: codes as they are stored, and scales at 16 bits; ONNX Runtime's operators hold scales of 32 bits.
         rounding: as `ExpertMemory.shared_rounding`.
@@ -144,23 +148,46 @@ class StoredPart:
 def stored_parts(model: MoteModel) -> tuple[StoredPart, ...]:
     """Counts a model after the quantize passes; empty where they did nothing."""
     experts = {module for layer in model.modules() if isinstance(layer, StockMoeLayer) for module in layer.modules()}
-    parts: dict[str, list[QuantizedLinear | QuantizedEmbedding]] = {"linear": [], "lm_head": [], "embedding": []}
+    parts: dict[str, list[Stored]] = {"linear": [], "lm_head": [], "vision": [], "embedding": []}
     for name, module in model.named_modules():
-        if isinstance(module, QuantizedEmbedding):
+        if isinstance(module, QuantizedEmbedding | Bf16Embedding):
             parts["embedding"].append(module)
-        elif isinstance(module, QuantizedLinear) and module not in experts:
-            parts["lm_head" if name == "lm_head" else "linear"].append(module)
+        elif isinstance(module, PackedLinear | QuantizedLinear | Bf16Linear) and module not in experts:
+            parts["lm_head" if name == "lm_head" else "vision" if "vision_tower" in name else "linear"].append(module)
     return tuple(
         StoredPart(
             part,
-            f"int{modules[0].bits}",
-            sum(module.codes.numel() for module in modules),
-            sum(stored_bytes(module) + module.quantized_weight().scale_bytes for module in modules),
+            stored_format(modules[0]),
+            sum(num_weights(module) for module in modules),
+            sum(weight_bytes(module) for module in modules),
             sum((module.rounding for module in modules), Rounding()).relative,
         )
         for part, modules in parts.items()
         if modules
     )
+
+
+def stored_format(module: Stored) -> str:
+    """bf16, int8, int4 or int3."""
+    if isinstance(module, PackedLinear):
+        return module.format.name
+    return "bf16" if isinstance(module, Bf16Linear | Bf16Embedding) else f"int{module.bits}"
+
+
+def num_weights(module: Stored) -> int:
+    """Of a matrix, without padding."""
+    if isinstance(module, PackedLinear):
+        return module.out_features * module.in_features
+    return module.weight.numel() if isinstance(module, Bf16Linear | Bf16Embedding) else module.codes.numel()
+
+
+def weight_bytes(module: Stored) -> int:
+    """Of a matrix and its scales, with the padding of the packed layout."""
+    if isinstance(module, PackedLinear):
+        return module.weight.nbytes + (0 if module.scale is None else module.scale.nbytes)
+    if isinstance(module, Bf16Linear | Bf16Embedding):
+        return module.weight.nbytes
+    return stored_bytes(module) + module.quantized_weight().scale_bytes
 
 
 def stored_bytes(module: QuantizedLinear | QuantizedEmbedding) -> int:

@@ -61,11 +61,14 @@ class Scratch:
         return result
 
     def keep_module(self, module: nn.Module) -> None:
-        """Replaces, in place, the tensors of a module that are in memory; those on the meta device stay."""
+        """Replaces, in place, the weights of a module that are in memory; those on the meta device stay.
+
+        Buffers that are not persistent, such as a KV cache, are no weights.
+        """
         self._replace_parameters(module, lambda tensor: None if _stays(tensor) else tensor.detach())
         for owner in module.modules():
             for name, buffer in list(owner.named_buffers(recurse=False)):
-                if not _stays(buffer):
+                if not _stays(buffer) and name not in owner._non_persistent_buffers_set:
                     owner._buffers[name] = self.keep(buffer)
 
     def load_parameters(self, module: nn.Module) -> None:

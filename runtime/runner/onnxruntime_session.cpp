@@ -172,7 +172,7 @@ Status OnnxRuntimeSession::open(const SessionOptions& options) {
   RETURN_IF_ERROR(open_graph("model", options.threads, true, &decoder_));
   // Only gathers rows: threads of its own would wait for work that never comes.
   RETURN_IF_ERROR(open_graph("embedding", 1, false, &embedding_));
-  if (options.takes_images) RETURN_IF_ERROR(open_graph("vision", options.threads, false, &vision_));
+  if (options.takes_images) RETURN_IF_ERROR(open_graph("vision", options.threads, true, &vision_));
   RETURN_IF_ERROR(check_graphs());
   RETURN_IF_ERROR(check_cache());
   return bind_cache();

@@ -16,23 +16,13 @@ from typing import TYPE_CHECKING
 
 from mote_export import __version__
 from mote_export.cli import rewrite_onnx
+from mote_export.cli.weights import add_weight_options, check_weight_options, weight_options
 from mote_export.defaults import (
     DEFAULT_CONTEXT,
-    DEFAULT_EMBEDDING,
-    DEFAULT_FULL_EXPERTS,
-    DEFAULT_LINEAR,
     DEFAULT_OPSET,
-    DEFAULT_PACKING,
-    DEFAULT_QUANTIZER,
     DEFAULT_RTOL,
-    DEFAULT_SHARED_EXPERT,
-    DEFAULT_SHARED_GROUP_SIZE,
-    EXPERT_FORMATS,
-    LINEAR_FORMATS,
     OPSETS,
-    QUANTIZERS,
 )
-from mote_runtime.manifest import GROUPED_SHARED_EXPERT, PACKINGS, SHARED_EXPERTS, SHARED_GROUP_SIZES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,21 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rewrite_onnx.check_options(parser, arguments, _written_out(argv))
     if arguments.no_verify and arguments.sample:
         parser.error("--sample is for verification, which --no-verify switches off")
-    if arguments.shared_group_size is not None and arguments.shared_expert != GROUPED_SHARED_EXPERT:
-        parser.error(
-            f"--shared-group-size is for --shared-expert {GROUPED_SHARED_EXPERT}; {arguments.shared_expert} has no groups"
-        )
-    if arguments.linear_group_size is not None and not _GROUPED & {
-        arguments.linear,
-        arguments.embedding,
-        arguments.full_experts,
-    }:
-        parser.error("--linear-group-size is for int4 and int3 of --linear, --embedding and --full-experts")
-    formats = (arguments.shared_expert, arguments.linear, arguments.embedding, arguments.full_experts)
-    if arguments.quantizer != DEFAULT_QUANTIZER and not any(name.startswith("int") for name in formats):
-        parser.error(
-            "--quantizer is for integer weights: --shared-expert, --linear, --embedding or --full-experts as int8 or int4"
-        )
+    check_weight_options(parser, arguments, _written_out(argv))
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO if arguments.verbose else logging.ERROR, format="%(message)s"
     )
@@ -118,13 +94,11 @@ def _export(arguments: argparse.Namespace) -> "list[ExportResult]":
 
     try:
         from mote_export.exporter import export
-        from mote_export.passes import PackOptions
         from mote_export.verify import Sample
     except ModuleNotFoundError as error:
         raise MoteError(
             f"mote-export needs {error.name}, which is not installed: pip install 'mote[export]'."
         ) from error
-    group_size = arguments.shared_group_size or DEFAULT_SHARED_GROUP_SIZE
     targets = TARGET_NAMES if arguments.target == "all" else (arguments.target,)
     return export(
         arguments.model,
@@ -137,17 +111,7 @@ def _export(arguments: argparse.Namespace) -> "list[ExportResult]":
         samples=[Sample(prompt, None if image == NO_IMAGE else Path(image)) for image, prompt in arguments.sample],
         portable=arguments.portable,
         vision_tower=arguments.vision_tower,
-        pack=PackOptions(
-            arguments.packing,
-            arguments.shared_expert,
-            group_size,
-            quantizer=arguments.quantizer,
-            linear=arguments.linear,
-            embedding=arguments.embedding,
-            full_experts=arguments.full_experts,
-            linear_group_size=arguments.linear_group_size or DEFAULT_SHARED_GROUP_SIZE,
-            ternarize=arguments.ternarize,
-        ),
+        pack=weight_options(arguments),
     )
 
 
@@ -226,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a MoE-LLaVA checkpoint's vision tower, a transformers folder of CLIP or SigLIP, where it is not in the checkpoint",
     )
-    _add_weight_options(parser)
+    add_weight_options(parser)
     rewrite_onnx.add_options(parser)
     check = parser.add_argument_group("verification")
     check.add_argument(
@@ -248,66 +212,6 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("-v", "--verbose", action="store_true", help="log the steps; show tracebacks")
     common.add_argument("--version", action="version", version=f"mote {__version__}")
     return parser
-
-
-def _add_weight_options(parser: argparse.ArgumentParser) -> None:
-    weights = parser.add_argument_group("stored weights", "How many bits a weight takes, in the files and in memory.")
-    weights.add_argument(
-        "--packing",
-        choices=PACKINGS,
-        default=DEFAULT_PACKING,
-        help="ternary experts. Both store them without loss and give the same answers: 2bit is quicker to unpack, 1.6bit takes a "
-        "fifth less memory (default: %(default)s)",
-    )
-    weights.add_argument(
-        "--shared-expert",
-        choices=SHARED_EXPERTS,
-        default=DEFAULT_SHARED_EXPERT,
-        help="the shared expert, read for every token, so fewer bytes are also faster answers. float32 (32 bits) is run by the "
-        "runtime's own layers and changes nothing; bf16 (16 bits) changes nothing if the checkpoint is bfloat16; int8 (8 bits) "
-        "rounds a little and int4 (4 bits) visibly, and both round activations to 8 bits (default: %(default)s)",
-    )
-    weights.add_argument(
-        "--shared-group-size",
-        type=int,
-        choices=SHARED_GROUP_SIZES,
-        help="weights of int4 that share a scale: smaller groups are closer to the checkpoint and take more bytes, 16 bits a "
-        f"group (default: {DEFAULT_SHARED_GROUP_SIZE})",
-    )
-    weights.add_argument(
-        "--linear",
-        choices=LINEAR_FORMATS,
-        default=DEFAULT_LINEAR,
-        help="attention's projections, dense FFNs of the decoder, the projector and the output layer, in the runtime's own "
-        "operators; int8 rounds activations as well, and int4 does in ExecuTorch (default: %(default)s)",
-    )
-    weights.add_argument(
-        "--embedding",
-        choices=LINEAR_FORMATS,
-        default=DEFAULT_EMBEDDING,
-        help="the embedding of tokens (default: %(default)s)",
-    )
-    weights.add_argument(
-        "--full-experts",
-        choices=EXPERT_FORMATS,
-        default=DEFAULT_FULL_EXPERTS,
-        help="routed experts of a checkpoint that has them in full precision (MoE-LLaVA); 3-bit codes are stored in 4 bits "
-        "(default: %(default)s)",
-    )
-    weights.add_argument(
-        "--linear-group-size",
-        type=int,
-        choices=SHARED_GROUP_SIZES,
-        help="as --shared-group-size, of --linear, --embedding and --full-experts; a smaller one, or a scale a row, is taken where "
-        f"it does not divide the inputs (default: {DEFAULT_SHARED_GROUP_SIZE})",
-    )
-    weights.add_argument(
-        "--quantizer",
-        choices=QUANTIZERS,
-        default=DEFAULT_QUANTIZER,
-        help="how the scales of all integer weights are chosen: rtn takes the greatest weight for the greatest code, hqq (from "
-        "torchao) makes the squared rounding error small (default: %(default)s)",
-    )
 
 
 def positive(text: str) -> int:

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from mote_export.passes.pack_linear import PackedLinear
 from mote_export.passes.pack_ternary_linear import PackedTernaryLinear
-from mote_export.passes.quantize_linear import QuantizedLinear
+from mote_export.passes.quantize_linear import Bf16Linear, QuantizedLinear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 STATIC_ROPE_TYPES = ("default", "linear", "llama3")
@@ -17,7 +17,9 @@ STATIC_ROPE_TYPES = ("default", "linear", "llama3")
 def is_decoder_attention(module: nn.Module) -> bool:
     """True for causal attention with q, k, v and o projections, as in Qwen2, Llama and Mistral, stored in any way."""
     return getattr(module, "is_causal", False) and all(
-        isinstance(getattr(module, name, None), nn.Linear | PackedLinear | PackedTernaryLinear | QuantizedLinear)
+        isinstance(
+            getattr(module, name, None), nn.Linear | PackedLinear | PackedTernaryLinear | QuantizedLinear | Bf16Linear
+        )
         for name in PROJECTIONS
     )
 

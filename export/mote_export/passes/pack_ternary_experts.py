@@ -15,6 +15,7 @@ from mote_export.defaults import (
     DEFAULT_QUANTIZER,
     DEFAULT_SHARED_EXPERT,
     DEFAULT_SHARED_GROUP_SIZE,
+    DEFAULT_VISION,
     EXPERT_FORMATS,
     LINEAR_FORMATS,
 )
@@ -35,15 +36,16 @@ from mote_export.packing import (
 )
 from mote_export.parallel import each
 from mote_export.passes.base import ModulePass
+from mote_export.passes.pack_linear import PackedFormat
 from mote_export.quantize.base import Rounding, WeightFormat
 from mote_export.quantize.matrix import METHODS, quantize
 from mote_export.weights import check_finite, read, read_part
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import GROUPED_SHARED_EXPERT, SHARED_EXPERTS, SHARED_GROUP_SIZES
 
-OUTSIDE = "float32"  # the shared expert as it is, in stock linear layers
+OUTSIDE = "float32"  # as it is, in stock linear layers
 SHARED_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-FORMAT_BITS: dict[str, Literal[8, 4, 3] | None] = {"float32": None, "int8": 8, "int4": 4, "int3": 3}
+FORMAT_BITS: dict[str, Literal[8, 4, 3] | None] = {"float32": None, "bf16": None, "int8": 8, "int4": 4, "int3": 3}
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,12 @@ class PackOptions:
         shared_expert: `float32` for stock linear layers outside of the operator, or a key of `SHARED_FORMATS`.
         group_size: inputs that share a scale in `int4`; other formats have none.
         quantizer: how scales of integer weights are chosen, a key of `quantize.METHODS`.
-        linear: of attention's projections, dense FFNs of the decoder, the projector and the output layer: float32, int8 or int4.
-        embedding: of the embedding of tokens: float32, int8 or int4.
+        linear: of attention's projections, dense FFNs of the decoder, the projector and the output layer: float32, bf16, int8 or
+            int4.
+        embedding: of the embedding of tokens, in one of these.
+        vision: of the linear layers of the vision tower, in one of these.
         full_experts: of routed experts in full precision, those of MoE-LLaVA: float32, int8, int4 or int3.
-        linear_group_size: inputs that share a scale in the int4 and int3 of these three.
+        linear_group_size: inputs that share a scale in the int4 and int3 of these four.
         ternarize: round the weights of BitNet layers that should be ternary and are not, instead of refusing them.
 
     Raises:
@@ -71,6 +75,7 @@ class PackOptions:
     quantizer: str = DEFAULT_QUANTIZER
     linear: str = DEFAULT_LINEAR
     embedding: str = DEFAULT_EMBEDDING
+    vision: str = DEFAULT_VISION
     full_experts: str = DEFAULT_FULL_EXPERTS
     linear_group_size: int = DEFAULT_SHARED_GROUP_SIZE
     ternarize: bool = False
@@ -83,6 +88,7 @@ class PackOptions:
             ("quantizer", self.quantizer, tuple(METHODS)),
             ("linear", self.linear, LINEAR_FORMATS),
             ("embedding", self.embedding, LINEAR_FORMATS),
+            ("vision", self.vision, LINEAR_FORMATS),
             ("full_experts", self.full_experts, EXPERT_FORMATS),
             ("linear_group_size", self.linear_group_size, SHARED_GROUP_SIZES),
         ):
@@ -103,8 +109,12 @@ class PackOptions:
         """The operator's attribute: 0 where there are no groups."""
         return self.group_size if self.shared_expert == GROUPED_SHARED_EXPERT else 0
 
+    def packed(self, name: str) -> PackedFormat:
+        """bf16, int8 or int4 of a linear layer, for `mote::quantized_matmul`."""
+        return PackedFormat(name, self.linear_group_size if name == GROUPED_SHARED_EXPERT else 0, self.quantizer)
+
     def weight_format(self, name: str) -> WeightFormat | None:
-        """What `linear`, `embedding` or `full_experts` asks for, by its name; None for float32."""
+        """What a part is to be stored as, by its name; None for float32 and bf16."""
         bits = FORMAT_BITS[name]
         return (
             None if bits is None else WeightFormat(bits, self.quantizer, None if bits == 8 else self.linear_group_size)

@@ -4,7 +4,7 @@ The weights are the same everywhere: code * scale. What a runtime's stock operat
 `QuantizedLinear` can compute in either way, and verification asks for that of the runtime it looks at.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -15,10 +15,11 @@ from mote_export.model import MoteModel
 from mote_export.model.quantizers import INT8_MAX
 from mote_export.packing.rounding import in_groups
 from mote_export.passes.base import ModulePass
-from mote_export.passes.pack_ternary_experts import PackOptions
+from mote_export.passes.pack_linear import pack_linear
+from mote_export.passes.pack_ternary_experts import OUTSIDE, PackOptions
 from mote_export.quantize.base import GROUP_SIZES, QuantizedWeight, Rounding, WeightFormat
-from mote_export.quantize.model import LINEAR_PARTS, PARTS, quantize_matrix
-from mote_export.weights import read
+from mote_export.quantize.model import LINEAR_PARTS, PARTS, VISION, quantize_matrix
+from mote_export.weights import check_finite, read
 
 Activations = Literal["float32", "int8-by-block", "int8-by-token"]
 DEFAULT_BLOCK = 128  # inputs in a block of ONNX Runtime's operators where the weights have a scale a row
@@ -146,41 +147,90 @@ def quantized(linear: nn.Linear, form: WeightFormat, part: str) -> QuantizedLine
     return QuantizedLinear(weight, bias, weight.rounding(stored))
 
 
-def quantize_passes(model: MoteModel, options: PackOptions) -> list[ModulePass]:
-    """The passes that `options` ask for, to be applied to the whole model, before those of the experts."""
-    linear, embedding = options.weight_format(options.linear), options.weight_format(options.embedding)
+class Bf16Linear(nn.Module):
+    """y = W x + b in the runtime's own operators, which make float32 of W, bfloat16 [N, K], each time or when a model is opened."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_buffer("weight", _bfloat16(linear.weight))
+        self.rounding = _rounding_of_bfloat16(read(linear.weight), self.weight)
+        self.register_buffer("bias", None if linear.bias is None else read(linear.bias).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.float(), self.bias)
+
+
+class Bf16Embedding(nn.Module):
+    """Rows of a table of bfloat16 [V, K]. forward: ids [...] to float32 [..., K]."""
+
+    weight: Tensor
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.register_buffer("weight", _bfloat16(embedding.weight))
+        self.rounding = _rounding_of_bfloat16(read(embedding.weight), self.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight).float()
+
+
+def _bfloat16(parameter: Tensor) -> Tensor:
+    weight = read(parameter).bfloat16()
+    check_finite(parameter, weight)
+    return weight
+
+
+def _rounding_of_bfloat16(stored: Tensor, weight: Tensor) -> Rounding:
+    return Rounding() if stored.dtype == torch.bfloat16 else Rounding.of(stored, weight)
+
+
+def quantize_passes(model: MoteModel, options: PackOptions, *, stock: bool = False) -> list[ModulePass]:
+    """The passes that `options` ask for, to be applied to the whole model, before those of the experts.
+
+    Args:
+        stock: linear layers for the runtimes' own operators, instead of `mote::quantized_matmul`.
+    """
     passes = []
-    if linear is not None:
-        passes.append(quantize_linear(model, linear))
-    if embedding is not None:
-        passes.append(quantize_embedding(model, embedding))
+    for parts, name in ((LINEAR_PARTS, options.linear), ((VISION,), options.vision)):
+        if name == OUTSIDE:
+            continue
+        modules: dict[nn.Module, str] = {module: part for part in parts for module in PARTS[part](model)}
+        passes.append(_stock_linear(modules, name, options) if stock else pack_linear(modules, options.packed(name)))
+    if options.embedding != OUTSIDE:
+        passes.append(_embedding(model, options))
     return passes
 
 
-def quantize_linear(model: MoteModel, form: WeightFormat) -> ModulePass:
-    """The pass for the plain linear layers of `LINEAR_PARTS` of this very model; others, such as ternary ones, stay."""
-    parts = {module: part for part in LINEAR_PARTS for module in PARTS[part](model) if type(module) is nn.Linear}
+def _stock_linear(parts: Mapping[nn.Module, str], name: str, options: PackOptions) -> ModulePass:
+    """The pass for the keys of `parts`, plain linear layers; others, such as ternary ones, stay."""
+    form = options.weight_format(name)
+
+    def rewrite(module: nn.Module) -> nn.Module:
+        assert isinstance(module, nn.Linear)
+        return Bf16Linear(module) if form is None else quantized(module, form, parts[module])
+
     return ModulePass(
         name="quantize-linear",
-        pattern=lambda module: module in parts,
+        pattern=lambda module: type(module) is nn.Linear and module in parts,
         check=lambda module: None,
-        rewrite=lambda module: quantized(module, form, parts[module]),  # type: ignore[arg-type, index]
+        rewrite=rewrite,
     )
 
 
-def quantize_embedding(model: MoteModel, form: WeightFormat) -> ModulePass:
+def _embedding(model: MoteModel, options: PackOptions) -> ModulePass:
     """The pass for the embedding of tokens; a head that is tied to it keeps the weights it has."""
-    embedding = model.get_input_embeddings()
+    embedding, form = model.get_input_embeddings(), options.weight_format(options.embedding)
 
     def rewrite(module: nn.Module) -> nn.Module:
         assert isinstance(module, nn.Embedding)
+        if form is None:
+            return Bf16Embedding(module)
         stored = read(module.weight)
         weight = quantize_matrix(stored, form, "embedding")
         return QuantizedEmbedding(weight, weight.rounding(stored))
 
-    return ModulePass(
-        name="quantize-embedding",
-        pattern=lambda module: module is embedding,
-        check=lambda module: None,
-        rewrite=rewrite,
-    )
+    return ModulePass("quantize-embedding", lambda module: module is embedding, lambda module: None, rewrite)

@@ -21,7 +21,7 @@ from mote_export.quantize.matrix import check_method, quantize
 from mote_runtime.errors import MoteError
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-SHARED_EXPERTS, ROUTED_EXPERTS = "shared_experts", "routed_experts"
+SHARED_EXPERTS, ROUTED_EXPERTS, VISION = "shared_experts", "routed_experts", "vision"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class QuantizeOptions:
         attention: query, key, value and output projections of the decoder.
         projector: linear layers between the vision tower and the decoder.
         lm_head: the output layer.
+        vision: linear layers of the vision tower.
         embedding: of tokens. A head tied to it stays tied if both are given one format, else each becomes a matrix of its own.
 
     Raises:
@@ -48,6 +49,7 @@ class QuantizeOptions:
     projector: WeightFormat | None = None
     lm_head: WeightFormat | None = None
     embedding: WeightFormat | None = None
+    vision: WeightFormat | None = None
 
     def __post_init__(self) -> None:
         if not self.chosen:
@@ -143,6 +145,11 @@ def _embedding(model: MoteModel) -> Iterator[nn.Module]:
     yield model.get_input_embeddings()
 
 
+def _vision(model: MoteModel) -> Iterator[nn.Module]:
+    if isinstance(model, MoteForConditionalGeneration):
+        yield from (module for module in model.vision_tower.modules() if type(module) is nn.Linear)
+
+
 PARTS: dict[str, Callable[[MoteModel], Iterator[nn.Module]]] = {
     SHARED_EXPERTS: _shared_experts,
     ROUTED_EXPERTS: _routed_experts,
@@ -151,6 +158,7 @@ PARTS: dict[str, Callable[[MoteModel], Iterator[nn.Module]]] = {
     "projector": _projector,
     "lm_head": _lm_head,
     "embedding": _embedding,
+    VISION: _vision,
 }
 LINEAR_PARTS = ("dense_mlps", "attention", "projector", "lm_head")  # what mote-export --linear is for
 

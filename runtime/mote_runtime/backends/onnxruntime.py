@@ -1,4 +1,4 @@
-"""Runs an exported folder with ONNX Runtime: three sessions, and the operator plugin on the decoder."""
+"""Runs an exported folder with ONNX Runtime: three sessions, and the operator plugin on those that compute."""
 
 import itertools
 import logging
@@ -51,7 +51,9 @@ class OnnxRuntimeBackend(Backend):
         # The embedding graph only gathers rows: threads of its own would wait for work that never comes.
         self._embedding = _open_session(manifest, "embedding.onnx", 1, profile_folder)
         self._vision = (
-            _open_session(manifest, "vision.onnx", threads, profile_folder) if manifest.image is not None else None
+            _open_session(manifest, "vision.onnx", threads, profile_folder, plugin=plugin)
+            if manifest.image is not None
+            else None
         )
         self._check_graphs(manifest)
         self._mask = np.ones((1, self._model.context_length), np.int64)

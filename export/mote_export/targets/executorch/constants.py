@@ -1,8 +1,9 @@
 """The packed weights of a program, which never are in memory as a whole.
 
 ExecuTorch's emitter copies every constant, and its serializer keeps them all until the file is written. So operators of mote are
-exported with a few bytes in the place of each large constant: no operator looks at its constants before it runs. When the
-program is complete, the shapes of the real ones are put in, and their bytes are copied from their maps while the file is written.
+exported with a few bytes in the place of each large constant, and the embedding with one row in the place of its table: neither
+looks at them before it runs. When the program is complete, the shapes of the real ones are put in, and their bytes are copied from
+their maps while the file is written.
 """
 
 from collections.abc import Mapping
@@ -15,10 +16,13 @@ from executorch.exir._serialize._serialize import serialize_for_executorch
 from executorch.exir.schema import Tensor as ProgramTensor
 from torch import Tensor, nn
 
-from mote_export.passes import PackedTernaryExperts, PackedTernaryLinear
+from mote_export.passes import PackedLinear, PackedTernaryExperts, PackedTernaryLinear
+from mote_export.passes.quantize_linear import Bf16Embedding
+from mote_export.passes.xnnpack_quantized import LookedUpEmbedding
 from mote_export.scratch import byte_pieces, is_kept, release
 
-OPERATORS = (PackedTernaryExperts, PackedTernaryLinear)
+OPERATORS = (PackedLinear, PackedTernaryExperts, PackedTernaryLinear)
+TABLES = (LookedUpEmbedding, Bf16Embedding)  # [V, K]: what is looked up has the width of a row
 STAND_IN_BYTES = 16
 
 
@@ -30,14 +34,17 @@ def take_constants(model: nn.Module) -> dict[bytes, Tensor]:
     """
     constants: dict[bytes, Tensor] = {}
     for module in model.modules():
-        if not isinstance(module, OPERATORS):
+        if not isinstance(module, (*OPERATORS, *TABLES)):
             continue
         for name, buffer in module.named_buffers(recurse=False):
             if is_kept(buffer):
-                content = b"mote" + len(constants).to_bytes(STAND_IN_BYTES - 4, "little")
-                constants[content] = buffer
+                size = buffer[:1].nbytes if isinstance(module, TABLES) else STAND_IN_BYTES
+                if size < STAND_IN_BYTES:  # a column, which is small
+                    continue
+                content = b"mote" + len(constants).to_bytes(size - 4, "little")
                 stand_in = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(buffer.dtype)
-                module._buffers[name] = stand_in
+                module._buffers[name] = stand_in.view(1, -1) if isinstance(module, TABLES) else stand_in
+                constants[content] = buffer
     return constants
 
 

@@ -9,17 +9,20 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from mote_export.checkpoint import Checkpoint
+from mote_export.manifest import num_image_tokens
 from mote_export.model import MoteForConditionalGeneration, MoteModel
 from mote_export.passes import apply_passes
 from mote_export.passes.cached_sdpa import cached_sdpa
 from mote_export.passes.explicit_gelu_tanh import EXPLICIT_GELU_TANH
 from mote_export.passes.portable import PORTABLE_TERNARY_MATMUL, PORTABLE_TERNARY_MOE
 from mote_export.passes.xnnpack_quantized import LOOKED_UP_EMBEDDING, XNNPACK_LINEAR
+from mote_export.scratch import Scratch
 from mote_export.targets.base import ExportSettings
 from mote_export.targets.executorch.methods import TextDecoder, TextForward
 from mote_export.tokens import special_tokens
 from mote_export.vision import ImageEncoder
 from mote_export.weights import shared_copy
+from mote_runtime.backends.base import PREFILL_CHUNK
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +39,14 @@ def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> Non
     from mote_export.targets.executorch.constants import take_constants, write_program  # they need ExecuTorch
 
     model: MoteModel = shared_copy(checkpoint.model)  # the passes work in place
-    apply_passes(model.model, (EXPLICIT_GELU_TANH,))
-    apply_passes(model.get_decoder(), (cached_sdpa(settings.context_length), *(PORTABLE if settings.portable else ())))
-    apply_passes(model, (XNNPACK_LINEAR, LOOKED_UP_EMBEDDING))
+    with Scratch(folder) as scratch:
+        apply_passes(model.model, (EXPLICIT_GELU_TANH,))
+        portable = PORTABLE if settings.portable else ()
+        apply_passes(model.get_decoder(), (cached_sdpa(settings.context_length), *portable), scratch)
+        apply_passes(model, (XNNPACK_LINEAR, LOOKED_UP_EMBEDDING), scratch)
     constants = take_constants(model)
     with torch.no_grad():
-        programs = export_methods(model, settings)
+        programs = export_methods(model, settings, longest_call(checkpoint, settings))
     delegated = [name for name in DELEGATED_METHODS if name in programs]
     # XNNPACK's share of a portable layer does not give the layer's numbers (seen in 1.5): the decoder is left to portable kernels.
     integers_only = DELEGATED_METHODS[1:] if settings.portable else ()
@@ -51,9 +56,9 @@ def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> Non
     logger.info("wrote %s", PROGRAM)
 
 
-def export_methods(model: MoteModel, settings: ExportSettings) -> dict[str, ExportedProgram]:
-    """torch.export of each method with a dynamic sequence of 1 to context_length."""
-    sequence = Dim("sequence_length", min=1, max=settings.context_length)
+def export_methods(model: MoteModel, settings: ExportSettings, longest: int) -> dict[str, ExportedProgram]:
+    """torch.export of each method with a dynamic sequence of 1 to `longest`."""
+    sequence = Dim("sequence_length", min=1, max=longest)
     embedding = model.get_input_embeddings()
     ids = torch.zeros(1, EXAMPLE_SEQUENCE, dtype=torch.int64)
     embeds = torch.zeros(1, EXAMPLE_SEQUENCE, model.config.text_config.hidden_size)
@@ -75,13 +80,18 @@ def export_methods(model: MoteModel, settings: ExportSettings) -> dict[str, Expo
     }
 
 
+def longest_call(checkpoint: Checkpoint, settings: ExportSettings) -> int:
+    """Positions of one call: memory is planned for them. ExecuTorch's runner passes the features of a picture in one."""
+    return min(settings.context_length, max(PREFILL_CHUNK, num_image_tokens(checkpoint) or 0))
+
+
 def metadata(checkpoint: Checkpoint, settings: ExportSettings) -> dict[str, Any]:
     """Constant methods, under the names that ExecuTorch's LLM runners look for."""
     tokens = special_tokens(checkpoint)
     config = checkpoint.model.config.text_config
     begin = {} if tokens.bos_token_id is None else {"get_bos_id": tokens.bos_token_id}
     return {
-        "get_max_seq_len": settings.context_length,
+        "get_max_seq_len": longest_call(checkpoint, settings),
         "get_max_context_len": settings.context_length,
         "get_vocab_size": config.vocab_size,
         **begin,

@@ -15,6 +15,7 @@ from mote_export.passes import apply_passes
 from mote_export.passes.attention import attention_head_dim
 from mote_export.passes.group_query_attention import GROUP_QUERY_ATTENTION
 from mote_export.passes.onnx_linear import ONNX_LINEAR
+from mote_export.passes.onnx_packed_linear import ONNX_PACKED_LINEAR
 from mote_export.passes.onnx_quantized import ONNX_QUANTIZED_EMBEDDING, ONNX_QUANTIZED_LINEAR
 from mote_export.passes.onnx_ternary_matmul import ONNX_TERNARY_MATMUL
 from mote_export.passes.onnx_ternary_moe import ONNX_TERNARY_MOE
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 PLUGIN = "libmote_ort.so"
 PASSES = (GROUP_QUERY_ATTENTION, ONNX_TERNARY_MOE, ONNX_TERNARY_MATMUL)
-OF_THE_WHOLE_MODEL = (ONNX_QUANTIZED_LINEAR, ONNX_QUANTIZED_EMBEDDING, ONNX_LINEAR)
+OF_THE_WHOLE_MODEL = (ONNX_PACKED_LINEAR, ONNX_QUANTIZED_LINEAR, ONNX_QUANTIZED_EMBEDDING, ONNX_LINEAR)
 # Lengths of the traced example: different from each other and above 1, so that no dimension is taken for a constant.
 EXAMPLE_IMAGES, EXAMPLE_SEQUENCE, EXAMPLE_PAST = 2, 7, 11
 

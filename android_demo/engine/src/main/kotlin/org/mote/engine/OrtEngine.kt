@@ -64,7 +64,7 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
         decoder = openSession("model.onnx", threads, plugin)
         // The embedding graph only gathers rows: threads of its own would wait for work that never comes.
         embedding = openSession("embedding.onnx", 1, null)
-        if (manifest.image != null) vision = openSession("vision.onnx", threads, null)
+        if (manifest.image != null) vision = openSession("vision.onnx", threads, plugin)
         checkGraphs()
         logits = Buffers.floats(model.vocabSize.toLong())
         bindBuffers()
