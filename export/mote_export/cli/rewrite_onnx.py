@@ -166,9 +166,10 @@ def _print(result: "RewriteResult") -> None:
     if result.comparison is None:
         console.print("Not compared with the model itself (--no-verify).")
     else:
+        compared = result.comparison
         console.print(
-            f"Compared with the model itself in ONNX Runtime: {len(result.comparison.differences)} outputs, the greatest "
-            f"difference is {result.comparison.greatest:.2g} of an output's standard deviation (--rtol {result.comparison.rtol:g}).",
+            f"Compared with the model itself in ONNX Runtime: {len(compared.differences)} outputs, the greatest difference is "
+            f"{compared.greatest:.2g} of an output's standard deviation (--rtol {compared.rtol:g}).",
             soft_wrap=True,
         )
     console.print(

@@ -35,7 +35,7 @@ def fuse_experts(state: State, graph: ir.Graph) -> None:
         try:
             value, router, routing = _understood(state, graph, group)
         except NoRoutingError as error:
-            state.reasons[group[0].down] = f"its experts stay apart: {error}"
+            state.reasons[group[0].down] = f"its experts stay apart: {error}".rstrip(".")
             continue
         _replace(state, graph, [group[index] for index in routing.order], value, router, routing)
 

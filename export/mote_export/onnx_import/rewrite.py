@@ -160,20 +160,20 @@ def _count(model: ir.Model) -> int:
 
 def _nothing(model: Path, had: int, left: tuple[Left, ...]) -> str:
     """One sentence that says what is there."""
-    if had and not any(item.op in ("MatMul", "Gemm") for item in left):
+    if not had and not left:
+        return f"{model} has nothing to rewrite: there is no MatMul or Gemm in it"
+    if not left:
         return (
             f"{model} has nothing left to rewrite: it has {had} of mote's operators already, and no other linear layer"
         )
-    if not left:
-        return f"{model} has nothing to rewrite: there is no MatMul or Gemm in it"
-    beside = f"it has {had} of mote's operators already, and " if had else ""
+    start = f"nothing left to rewrite: it has {had} of mote's operators already" if had else "nothing to rewrite"
     reasons = {item.reason for item in left}
-    why = (
-        f"all for one reason: {left[0].reason}"
-        if len(reasons) == 1
-        else f"the first, {left[0].name}, as {left[0].reason}"
-    )
-    return f"{model} has nothing to rewrite: {beside}its {len(left)} linear layers stay, {why}"
+    if len(reasons) > 1:
+        return (
+            f"{model} has {start}; {len(left)} linear layers stay, the first ({left[0].name}) because {left[0].reason}"
+        )
+    count = "its linear layer stays" if len(left) == 1 else f"all {len(left)} linear layers stay"
+    return f"{model} has {start}; {count} because {left[0].reason}"
 
 
 def _stored_bytes(model: ir.Model, path: Path) -> int:

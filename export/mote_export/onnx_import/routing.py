@@ -23,7 +23,7 @@ from mote_export.onnx_import.graph import STANDARD, constant, rank, width
 from mote_runtime.errors import MoteError
 
 FloatArray = NDArray[np.float64]
-TOKENS = 256  # random ones, at least; in several runs where a graph takes few at a time, up to
+TOKENS, TOKENS_PER_EXPERT = 256, 32  # random ones, at least; in several runs where a graph takes few at a time, up to
 MOST_RUNS = 64
 SYMBOLIC = 37  # size of a dimension that is not fixed
 LOGIT_SPREAD = 1.5
@@ -137,6 +137,8 @@ def find_routing(experts: Sequence[Expert], router: Router, value: ir.Value, ops
     always = [index for index in range(len(experts)) if index not in chosen]
     if len(chosen) != count:
         raise NoRoutingError(f"{len(chosen)} experts are chosen among, the router has {count}")
+    if not shares.any(axis=0).all():
+        raise NoRoutingError("an expert was chosen for none of the random tokens, which tells nothing about it")
     if always and probe.added is not None:
         raise NoRoutingError("two other values are added to the experts")
     added = experts[always[0]].y if always else probe.added
@@ -285,7 +287,8 @@ class _Probe:
         """Shares [T, experts] of random tokens, and logits [T, E] of the router for them."""
         rng = np.random.default_rng(0)
         tokens = int(np.prod(self.shape[:-1]))
-        runs = min(MOST_RUNS, -(-TOKENS // max(1, tokens)))
+        wanted = max(TOKENS, TOKENS_PER_EXPERT * len(self.experts))
+        runs = min(MOST_RUNS, -(-wanted // max(1, tokens)))
         parts = [self._run_once(rng) for _ in range(runs)]
         return np.concatenate([shares for shares, _ in parts]), np.concatenate([logits for _, logits in parts])
 

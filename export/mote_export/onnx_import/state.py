@@ -93,7 +93,7 @@ class State:
 
     def refuse(self, node: ir.Node, reason: str) -> MatchResult:
         """The result of a check that fails; the report shows the reason."""
-        self.reasons[node] = reason
+        self.reasons[node] = reason.rstrip(".")  # that of an error
         return MatchResult().fail(reason)
 
     def activation(self, value: ir.Value) -> Activation:
