@@ -116,7 +116,7 @@ for damage in ("nothing", "attribute", "input", "width"):
     if damage == "attribute":
         del damaged.graph.node[0].attribute[0]
     elif damage == "input":
-        del damaged.graph.node[0].input[2:]
+        del damaged.graph.node[0].input[1:]
     elif damage == "width":
         damaged.graph.input[0].type.tensor_type.shape.dim[-1].dim_value += 1
     try:
