@@ -163,7 +163,7 @@ def write_manifest(
 
 def _quantization(pack: PackOptions, stored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The section `quantization`; absent where everything is stored as older exports did."""
-    names = ("quantizer", "linear", "embedding", "full_experts", "linear_group_size")
+    names = ("quantizer", "linear", "embedding", "vision", "full_experts", "linear_group_size")
     chosen = {name: getattr(pack, name) for name in names}
     if chosen == {name: getattr(PackOptions(), name) for name in names}:
         return {}
