@@ -1,13 +1,19 @@
 """Files and folders that appear complete or not at all, also after an error, a full disk or an interrupt."""
 
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from mote_runtime.errors import MoteError
+
+PARTIAL = ".partial"  # how names of temporary folders end
+YOUNG_SECONDS = 60
 
 
 @contextmanager
@@ -30,26 +36,55 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`; renamed to it when the block succeeds, removed with all it holds when it does not.
 
-    `path` may exist as an empty folder.
+    `path` may exist as an empty folder. What processes that were killed have left of earlier attempts at it is removed as well.
     """
     path = path.resolve()  # a link is followed: the folder that it names is replaced, not the link
     created = [parent for parent in path.parents if not parent.exists()]
     temporary = None
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(path)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
+            stack.enter_context(_locked(temporary))
+            yield temporary
+            umask = _umask()
+            for file in [temporary, *temporary.rglob("*")]:
+                file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
+            temporary.replace(path)
+        except BaseException:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+            for parent in created:
+                with suppress(OSError):  # not made, or somebody else uses it by now
+                    parent.rmdir()
+            raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A lock that ends with the process, however that ends."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        yield temporary
-        umask = _umask()
-        for file in [temporary, *temporary.rglob("*")]:
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
-        temporary.replace(path)
-    except BaseException:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        for parent in created:
-            with suppress(OSError):  # not made, or somebody else uses it by now
-                parent.rmdir()
-        raise
+        with suppress(OSError):  # a file system without locks: nothing is taken for abandoned there
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes temporary folders of `path` that nobody holds; a young one may be about to be locked."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+        with suppress(OSError):
+            if folder.is_symlink() or time.time() - folder.stat().st_mtime < YOUNG_SECONDS:
+                continue
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 def check_output(output: Path) -> None:
