@@ -18,7 +18,7 @@ from benchmarks.models.bars import Verdict, anonymous_beyond, limit_share, verdi
 from benchmarks.models.checkpoints import RandomTensor, random_tensors, skeleton_of, write_checkpoint
 from benchmarks.models.export_child import is_random, open_random
 from benchmarks.models.manifests import bytes_per_token, graph_bytes_per_token, planned_bytes, read_manifest
-from benchmarks.models.shapes import EXPLICIT, PRESETS, SHAPES, Shape, presets_of
+from benchmarks.models.shapes import CUT, EXPLICIT, PRESETS, SHAPES, Shape, presets_of
 
 from mote_export.checkpoint import load_checkpoint
 from mote_runtime.errors import MoteError
@@ -125,10 +125,8 @@ def test_decoding_is_held_to_what_dram_gave_beside_it() -> None:
     assert "40% at the best" in verdict([found], "decode of 1.5B, mobile, onnx").found
     impossible = row("mobile", "onnx", "1.5B", step=0.03)  # DRAM was slow when it was measured, not when it was needed
     assert verdict([impossible], "decode of 1.5B, mobile, onnx").reached is None
-    portable = row("portable", "onnx", "1.5B", step=0.06)
-    ratios = [
-        one for one in verdicts([found, portable], 2e10) if "--portable" in one.required and one.reached is not None
-    ]
+    cut = [row(name, "onnx", CUT, step=step) for name, step in (("mobile", 0.05), ("portable", 0.06))]
+    ratios = [one for one in verdicts([found, *cut], 2e10) if "--portable" in one.required and one.reached is not None]
     assert [one.found[:5] for one in ratios] == ["1.20x", "1.00x"]
     assert [one.reached for one in ratios] == [True, False]
 
@@ -227,7 +225,8 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) 
 
 def test_presets_are_measured_where_they_say_something() -> None:
     names = list(PRESETS)
-    assert [preset.name for preset in presets_of(SHAPES["3B"], names)] == ["mobile", "balanced", "lossless", "portable"]
+    assert [preset.name for preset in presets_of(SHAPES["3B"], names)] == ["mobile", "balanced", "lossless"]
+    assert [preset.name for preset in presets_of(SHAPES[CUT], names)] == ["mobile", "portable"]
     assert [preset.name for preset in presets_of(SHAPES["3B-16"], names)] == ["mobile"]
     assert "mobile-1.6bit" in [preset.name for preset in presets_of(SHAPES["0.5B"], names)]
     assert all(preset.options[1] in EXPLICIT for preset in PRESETS.values())

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.layer.bars import Verdict
 
-from .shapes import TARGETS
+from .shapes import CUT, TARGETS
 
 GIB, MB = 1 << 30, 1e6
 EXPORT_SECONDS, EXPORT_PEAK = 600, 4 * GIB
@@ -154,9 +154,9 @@ def _memory(rows: Rows, target: str) -> Iterator[Verdict]:
 
 
 def _decode(rows: Rows, target: str, best: float) -> Iterator[Verdict]:
-    row, portable = (rows.get(("1.5B", preset, target)) for preset in ("mobile", "portable"))
+    row = rows.get(("1.5B", "mobile", target))
     text = f"decode of 1.5B, mobile, {target}, two threads"
-    run, other = part(row, "run"), part(portable, "run")
+    run = part(row, "run")
     share = limit_share(row) if row else None
     if not run or share is None:
         yield _missing(text, f"≥ {DECODE_SHARE:.0%} of the DRAM limit", row, "run", "85 %")
@@ -168,10 +168,13 @@ def _decode(rows: Rows, target: str, best: float) -> Iterator[Verdict]:
         )
         reached = share >= DECODE_SHARE if share <= POSSIBLE_SHARE else None
         yield Verdict(text, f"≥ {DECODE_SHARE:.0%} of the DRAM limit", detail, reached, "85 %")
+    # A portable export of all layers does not fit into memory: a seventh of the model stands for it, in both ways.
+    row, portable = (rows.get((CUT, preset, target)) for preset in ("mobile", "portable"))
+    run, other = part(row, "run"), part(portable, "run")
     for name, key, least, aim, better in (
-        (text, "step_seconds", DECODE_RATIO, "1.3x", "lower"),
+        (text.replace("1.5B", CUT), "step_seconds", DECODE_RATIO, "1.3x", "lower"),
         (
-            f"prefill of {PREFILL_TOKENS} tokens, 1.5B, mobile, {target}",
+            f"prefill of {PREFILL_TOKENS} tokens, {CUT}, mobile, {target}",
             "prefill_tokens_s",
             PREFILL_RATIO,
             "3x",
