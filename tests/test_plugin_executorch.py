@@ -390,6 +390,7 @@ def test_a_missing_library_or_runtime_is_one_sentence(monkeypatch: pytest.Monkey
     (tmp_path / "libmote_executorch.so").write_bytes(b"not a library")
     with pytest.raises(BackendError, match=r"^libmote_executorch.so cannot be loaded .*reinstall mote"):
         library.load_executorch_library()
-    monkeypatch.setitem(sys.modules, "executorch.extension.pybindings.portable_lib", None)
+    for name in ("_C", "portable_lib"):
+        monkeypatch.setitem(sys.modules, f"executorch.extension.pybindings.{name}", None)
     with pytest.raises(BackendError, match=r"^ExecuTorch cannot be imported .*pip install 'mote\[executorch\]'"):
         library.load_executorch_library()
