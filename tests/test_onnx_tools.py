@@ -240,3 +240,19 @@ def test_conversion_to_ort_format(folder: Path, expected: NDArray[np.float32], t
 def test_inlining_leaves_a_plain_export_alone(folder: Path) -> None:
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     assert len(inliner.inline_local_functions(model).graph.node) == len(model.graph.node)
+
+
+def test_schemas_are_known_only_within() -> None:
+    """Rewriting a model must not change what onnx says of others in the same process."""
+    known = [
+        onnx.defs.has(operator.name, onnx_schemas.VERSION, onnx_schemas.DOMAIN) for operator in onnx_schemas.OPERATORS
+    ]
+    with onnx_schemas.registered():
+        assert all(
+            onnx.defs.has(operator.name, onnx_schemas.VERSION, onnx_schemas.DOMAIN)
+            for operator in onnx_schemas.OPERATORS
+        )
+    after = [
+        onnx.defs.has(operator.name, onnx_schemas.VERSION, onnx_schemas.DOMAIN) for operator in onnx_schemas.OPERATORS
+    ]
+    assert after == known == [False] * len(known)

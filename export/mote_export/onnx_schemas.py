@@ -5,7 +5,8 @@ exported file does not need it: it carries the types of all its values. The sche
 the exporter and the runtime does without it; this module imports nothing else, so it needs no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +154,18 @@ def register() -> None:
     for operator in OPERATORS:
         if not onnx.defs.has(operator.name, VERSION, DOMAIN):
             onnx.defs.register_schema(schema(operator))
+
+
+@contextmanager
+def registered() -> Iterator[None]:
+    """Within, the operators are known as after `register`; those that were not before are unknown again afterwards."""
+    new = [operator for operator in OPERATORS if not onnx.defs.has(operator.name, VERSION, DOMAIN)]
+    register()
+    try:
+        yield
+    finally:
+        for operator in new:
+            onnx.defs.deregister_schema(operator.name, VERSION, DOMAIN)
 
 
 def _input(item: Input) -> OpSchema.FormalParameter:

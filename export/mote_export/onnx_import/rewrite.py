@@ -85,10 +85,10 @@ def rewrite_onnx(
         MoteError: `output` cannot be written to, or the model cannot be run.
     """
     check_output(output)
-    onnx_schemas.register()
     read = read_model(model)
     had, bytes_before = _count(read), _stored_bytes(read, model)
-    state = rewrite_model(read, options or RewriteOptions())
+    with onnx_schemas.registered():
+        state = rewrite_model(read, options or RewriteOptions())
     rewritten, left = _report(state)
     if not rewritten:
         raise NothingToRewriteError(_nothing(model, had, left), left)
