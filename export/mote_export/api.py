@@ -3,7 +3,6 @@
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -15,7 +14,6 @@ from mote_export.budget import Budget
 from mote_export.checkpoint import Checkpoint, check_files
 from mote_export.checkpoint.base import COMPANION_FILES
 from mote_export.defaults import (
-    BUDGET_STEPS,
     DEFAULT_EMBEDDING,
     DEFAULT_FULL_EXPERTS,
     DEFAULT_LINEAR,
@@ -116,10 +114,7 @@ def export(
         linear_group_size=linear_group_size,
         ternarize=ternarize,
     )
-    budget = None
-    if memory_budget is not None:
-        steps = {name: PackOptions(**asdict(pack) | step) for name, step in BUDGET_STEPS.items()}
-        budget = Budget(memory_budget, steps)
+    budget = None if memory_budget is None else Budget.of(memory_budget, pack)
     with quiet_libraries():
         return exporter.export(
             source,

@@ -1,12 +1,12 @@
 """How many bytes an export will hold, part by part, before a weight is read; and the most exact way of storing that fits."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from mote_export.checkpoint import Checkpoint
-from mote_export.defaults import DEFAULT_FULL_EXPERTS
+from mote_export.defaults import BUDGET_STEPS, DEFAULT_FULL_EXPERTS
 from mote_export.memory import FLOAT32_BYTES, DecoderSizes, exported_bytes, full_precision_bytes
 from mote_export.model import MoteLayer
 from mote_export.passes import PackOptions
@@ -53,6 +53,11 @@ class Budget:
 
     most_bytes: int
     steps: Mapping[str, PackOptions]
+
+    @classmethod
+    def of(cls, most_bytes: int, others: PackOptions) -> "Budget":
+        """The presets, with all that they do not say as in `others`."""
+        return cls(most_bytes, {name: replace(others, **step) for name, step in BUDGET_STEPS.items()})  # type: ignore[arg-type]
 
 
 def choose(checkpoint: Checkpoint, budget: Budget, context_length: int) -> tuple[str, PackOptions, Estimate]:

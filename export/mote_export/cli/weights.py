@@ -155,9 +155,8 @@ def weight_options(arguments: argparse.Namespace) -> "PackOptions | Budget":
     fields = {name: getattr(arguments, name) for name in PLAIN}
     fields |= {"group_size": arguments.shared_group_size or DEFAULT_SHARED_GROUP_SIZE}
     fields |= {"linear_group_size": arguments.linear_group_size or DEFAULT_SHARED_GROUP_SIZE}
-    if arguments.memory_budget is None:
-        return PackOptions(**fields)
-    return Budget(arguments.memory_budget, {name: PackOptions(**fields | step) for name, step in BUDGET_STEPS.items()})
+    pack = PackOptions(**fields)
+    return pack if arguments.memory_budget is None else Budget.of(arguments.memory_budget, pack)
 
 
 def _spelled(options: Mapping[str, str]) -> str:

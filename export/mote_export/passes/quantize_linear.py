@@ -156,8 +156,8 @@ class Bf16Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.register_buffer("weight", _bfloat16(linear.weight))
-        self.rounding = _rounding_of_bfloat16(read(linear.weight), self.weight)
+        weight, self.rounding = _bfloat16(linear.weight)
+        self.register_buffer("weight", weight)
         self.register_buffer("bias", None if linear.bias is None else read(linear.bias).float())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,21 +171,19 @@ class Bf16Embedding(nn.Module):
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
-        self.register_buffer("weight", _bfloat16(embedding.weight))
-        self.rounding = _rounding_of_bfloat16(read(embedding.weight), self.weight)
+        weight, self.rounding = _bfloat16(embedding.weight)
+        self.register_buffer("weight", weight)
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight).float()
 
 
-def _bfloat16(parameter: Tensor) -> Tensor:
-    weight = read(parameter).bfloat16()
+def _bfloat16(parameter: Tensor) -> tuple[Tensor, Rounding]:
+    """The values of a parameter, and what rounding them changed."""
+    stored = read(parameter)
+    weight = stored.bfloat16()
     check_finite(parameter, weight)
-    return weight
-
-
-def _rounding_of_bfloat16(stored: Tensor, weight: Tensor) -> Rounding:
-    return Rounding() if stored.dtype == torch.bfloat16 else Rounding.of(stored, weight)
+    return weight, Rounding() if stored.dtype == torch.bfloat16 else Rounding.of(stored, weight)
 
 
 def quantize_passes(model: MoteModel, options: PackOptions, *, stock: bool = False) -> list[ModulePass]:
