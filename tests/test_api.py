@@ -67,7 +67,7 @@ def test_a_model_in_memory_gives_the_export_of_its_file(
         ({"opset": 12}, "opset is 12, expected 18 to 23"),
         ({"packing": "3bit"}, "packing is '3bit', expected '2bit', '1.6bit'"),
         ({"shared_expert": "int2"}, "shared_expert is 'int2', expected 'float32'"),
-        ({"shared_group_size": 48}, "shared_group_size is 48, expected 32, 64, 128"),
+        ({"shared_group_size": 48}, "shared_group_size is 48, expected 32, 64, 128, 256"),
         ({"processor": object()}, "brings its own"),
         ({"target": ["onnx"]}, "target is .'onnx'., expected 'onnx', 'executorch' or 'all'"),
         ({"model": None}, "the model is a NoneType, expected a path of a checkpoint, a Mote"),

@@ -244,7 +244,13 @@ def test_a_full_folder_is_not_written_to(tiny_folder: Path, tmp_path: Path) -> N
 
 
 def test_how_experts_are_stored(tiny_folder: Path, tmp_path: Path) -> None:
-    kwargs = {"packing": "1.6bit", "shared_expert": "int4", "shared_group_size": 32, "context_length": 64}
+    kwargs = {
+        "packing": "1.6bit",
+        "shared_expert": "int4",
+        "shared_group_size": 32,
+        "linear": "int8",
+        "context_length": 64,
+    }
     main_export(str(tiny_folder), tmp_path / "out", task=TEXT_TASK, model_kwargs=kwargs)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["model_type"], config["max_position_embeddings"]) == ("qwen2", 64)
@@ -257,6 +263,7 @@ def test_how_experts_are_stored(tiny_folder: Path, tmp_path: Path) -> None:
         if node.op_type == "TernaryMoE"
     }
     assert stored == (b"1.6bit", b"int4", 32)
+    assert "QuantizedMatMul" in {node.op_type for node in model.graph.node}
 
 
 def test_other_models_are_optimums(tmp_path: Path) -> None:

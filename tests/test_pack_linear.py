@@ -114,7 +114,7 @@ def test_a_layer_that_is_too_wide_is_refused() -> None:
     ("arguments", "message"),
     [
         (("int3",), "format of packed weights is 'int3'"),
-        (("int4",), "group_size of packed weights is 0, expected 32, 64, 128"),
+        (("int4",), "group_size of packed weights is 0, expected 32, 64, 128, 256"),
         (("int8", 32), "group_size of packed weights is 32, expected 0"),
         (("int8", 0, "gptq"), "quantizer of packed weights is 'gptq'"),
     ],

@@ -163,7 +163,7 @@ def bfloat16(value: np.ndarray) -> np.ndarray:
     return (((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
 
 
-@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("group_size", [32, 64, 128, 256])
 @pytest.mark.parametrize("cols", [1, 31, 128, 200])
 def test_int4_codes_are_made_for_the_rounded_scale_of_their_group(group_size: int, cols: int) -> None:
     weight = np.random.default_rng(cols).standard_normal((5, cols)).astype(np.float32)

@@ -61,8 +61,8 @@ def test_packed_layer_equals_the_layer_with_a_rounded_shared_expert(options: Pac
     expected = mote_layer()
     if options.has_shared_inside:
         for parameter in expected.shared_expert.parameters():
-            values, scale = SHARED_FORMATS[options.shared_expert].quantize(parameter.data, options.group_size)
-            parameter.data = dequantize(values, scale, options.group_size)
+            values, scale = SHARED_FORMATS[options.shared_expert].quantize(parameter.data, options.shared_group_size)
+            parameter.data = dequantize(values, scale, options.shared_group_size)
     packed = rewritten(mote_layer(), pack_ternary_experts(options))
     # The operator quantizes activations for integer weights; the rounded layer here does not.
     tolerance = 0.02 if options.shared_expert in ("int8", "int4") else 1e-5

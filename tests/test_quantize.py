@@ -273,7 +273,9 @@ def test_executorch_computes_what_torch_does() -> None:
 
 def test_packed_shared_experts_have_the_quantizers_values() -> None:
     model, rounded = tiny_checkpoint(layers=1).model, tiny_checkpoint(layers=1).model
-    apply_passes(model, [pack_ternary_experts(PackOptions(shared_expert="int4", group_size=32, quantizer="hqq"))])
+    apply_passes(
+        model, [pack_ternary_experts(PackOptions(shared_expert="int4", shared_group_size=32, quantizer="hqq"))]
+    )
     quantize_model_(rounded, QuantizeOptions(shared_experts=WeightFormat(4, "hqq", 32)))
     apply_passes(rounded, [pack_ternary_experts(PackOptions(shared_expert="float32"))])
     x = torch.randn(4, 64)

@@ -23,7 +23,7 @@ from .storage import GROUP
 EXPORTED = (
     ("mote-bf16", "mote", PackOptions(shared_expert="bf16")),
     ("mote-int8", "mote", PackOptions(shared_expert="int8")),
-    ("mote-int4", "mote", PackOptions(shared_expert="int4", group_size=GROUP)),
+    ("mote-int4", "mote", PackOptions(shared_expert="int4", shared_group_size=GROUP)),
     ("moe-llava-int4", "moe-llava", PackOptions(full_experts="int4", linear_group_size=GROUP)),
     ("moe-llava-int3", "moe-llava", PackOptions(full_experts="int3", linear_group_size=GROUP)),
 )

@@ -74,13 +74,13 @@ def export(
         context_length: positions in the KV cache; default: the model's own limit, at most 4096.
         packing: of the ternary experts, "2bit" or "1.6bit".
         shared_expert: how the shared expert is stored, "float32", "bf16", "int8" or "int4".
-        shared_group_size: weights that share a scale, 32, 64 or 128, for "int4".
+        shared_group_size: weights that share a scale, 32, 64, 128 or 256, for "int4".
         quantizer: how the scales of integer weights are chosen, "rtn" (round to nearest) or "hqq".
         linear: how the linear layers outside of the experts are stored, "float32", "bf16", "int8" or "int4".
         embedding: how the embedding of tokens is stored, in one of these.
         vision: how the linear layers of the vision tower are stored, in one of these.
         full_experts: how routed experts in full precision are stored (MoE-LLaVA's), "float32", "int8", "int4" or "int3".
-        linear_group_size: weights that share a scale in the "int4" and "int3" of these four, 32, 64 or 128.
+        linear_group_size: weights that share a scale in the "int4" and "int3" of these four, 32, 64, 128 or 256.
         memory_budget: bytes for weights and KV cache; the most exact of `mote_export.defaults.PRESETS` that fits replaces the
             formats above. One of them by name is `export(model, output, **PRESETS["mobile"])`.
         opset: ONNX operator set, 18 to 23.

@@ -118,5 +118,5 @@ def _experts(checkpoint: Checkpoint, pack: PackOptions, layers: int) -> int:
         form = pack.full_experts if settings.experts == "full" else DEFAULT_FULL_EXPERTS
         return full_precision_bytes(sizes.expert_parameters, settings.num_experts, BITS[form])
     inside = pack.shared_expert if pack.has_shared_inside else "bf16"
-    held = exported_bytes(sizes, settings.num_experts, pack.packing, inside, pack.group_size)
+    held = exported_bytes(sizes, settings.num_experts, pack.packing, inside, pack.shared_group_size)
     return held if pack.has_shared_inside else held + 2 * sizes.expert_parameters  # twice as many bits as bf16

@@ -97,7 +97,7 @@ def moe_spec(checkpoint: Checkpoint, pack: PackOptions) -> MoeSpec:
         packing=pack.packing,
         layout_version=LAYOUT_VERSION,
         shared_expert=pack.shared_expert,
-        shared_group_size=pack.shared_group_size,
+        shared_group_size=pack.operator_group_size,
     )
 
 

@@ -85,7 +85,7 @@ TERNARY_MOE = Operator(
         Attribute("packing", "STRING", "of the ternary codes: 2bit (C = 16) or 1.6bit (C = 20)"),
         Attribute("layout_version", "INT", "1"),
         Attribute("shared_format", "STRING", "none, bf16 (Cs = 2), int8 (Cs = 4) or int4 (Cs = 8)"),
-        Attribute("shared_group_size", "INT", "inputs that share a scale: 32, 64 or 128 for int4, else 0"),
+        Attribute("shared_group_size", "INT", "inputs that share a scale: 32, 64, 128 or 256 for int4, else 0"),
     ),
 )
 TERNARY_MATMUL = Operator(
@@ -119,7 +119,7 @@ QUANTIZED_MATMUL = Operator(
         Attribute("in_features", "INT", "K"),
         Attribute("out_features", "INT", "N"),
         Attribute("format", "STRING", "bf16 (C = 2), int8 (C = 4) or int4 (C = 8)"),
-        Attribute("group_size", "INT", "inputs that share a scale: 32, 64 or 128 for int4, else 0"),
+        Attribute("group_size", "INT", "inputs that share a scale: 32, 64, 128 or 256 for int4, else 0"),
         Attribute("layout_version", "INT", "1"),
     ),
     output_width="out_features",

@@ -79,8 +79,8 @@ Status check_group_size(const char* name, int64_t found, WeightFormat format, co
                         const char* format_word) {
   const auto group = static_cast<long long>(found);
   if (format == WeightFormat::kInt4) {
-    if (group == 32 || group == 64 || group == 128) return Status::ok();
-    return Status::error("%s is %lld, but must be 32, 64 or 128 for int4", name, group);
+    if (group == 32 || group == 64 || group == 128 || group == 256) return Status::ok();
+    return Status::error("%s is %lld, but must be 32, 64, 128 or 256 for int4", name, group);
   }
   if (group == 0) return Status::ok();
   return Status::error("%s is %lld, but must be 0 for %s %s", name, group, format_name, format_word);

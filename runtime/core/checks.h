@@ -33,7 +33,7 @@ Status parse_packing(const char* found, WeightFormat* format);
 /// "bf16", "int8" or "int4". False for another word.
 bool find_full_format(const char* word, WeightFormat* format);
 
-/// 32, 64 or 128 inputs that share a scale in int4, else 0. `format_name` and `format_word` are what the model calls it.
+/// 32, 64, 128 or 256 inputs that share a scale in int4, else 0. `format_name` and `format_word` are what the model calls it.
 Status check_group_size(const char* name, int64_t found, WeightFormat format, const char* format_name,
                         const char* format_word);
 

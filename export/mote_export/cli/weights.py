@@ -1,6 +1,7 @@
 """The options that say how weights are stored, one by one, as a preset, or by the memory there is."""
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 GROUPED = {"int4", "int3"}
 OUTSIDE_OF_THE_LAYER = ("linear", "embedding", "vision", "full_experts")
-# Arguments of the command line, and fields of PackOptions, that are named alike.
-PLAIN = ("packing", "shared_expert", "quantizer", *OUTSIDE_OF_THE_LAYER, "ternarize")
 UNITS = {"": 1, **{f"{letter}B": 1000**power for power, letter in enumerate("KMG", 1)}}
 UNITS |= {f"{letter}iB": 1024**power for power, letter in enumerate("KMG", 1)}
 
@@ -70,8 +69,9 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
         "--shared-group-size",
         type=int,
         choices=SHARED_GROUP_SIZES,
+        default=DEFAULT_SHARED_GROUP_SIZE,
         help="weights of int4 that share a scale: smaller groups are closer to the checkpoint and take more bytes, 16 bits a "
-        f"group (default: {DEFAULT_SHARED_GROUP_SIZE})",
+        "group (default: %(default)s)",
     )
     weights.add_argument(
         "--linear",
@@ -104,8 +104,9 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
         "--linear-group-size",
         type=int,
         choices=SHARED_GROUP_SIZES,
+        default=DEFAULT_SHARED_GROUP_SIZE,
         help="as --shared-group-size, of --linear, --embedding, --vision and --full-experts; the runtimes' own operators take a "
-        f"smaller one, or a scale a row, where it does not divide the inputs (default: {DEFAULT_SHARED_GROUP_SIZE})",
+        "smaller one, or a scale a row, where it does not divide the inputs (default: %(default)s)",
     )
     weights.add_argument(
         "--quantizer",
@@ -132,12 +133,12 @@ def check_weight_options(
         parser.error(f"--memory-budget chooses --{min(chosen).replace('_', '-')}: leave one of them out")
     if arguments.memory_budget is not None:
         return
-    if arguments.shared_group_size is not None and arguments.shared_expert != GROUPED_SHARED_EXPERT:
+    if "shared_group_size" in written and arguments.shared_expert != GROUPED_SHARED_EXPERT:
         parser.error(
             f"--shared-group-size is for --shared-expert {GROUPED_SHARED_EXPERT}; {arguments.shared_expert} has no groups"
         )
     outside = {getattr(arguments, name) for name in OUTSIDE_OF_THE_LAYER}
-    if arguments.linear_group_size is not None and not GROUPED & outside:
+    if "linear_group_size" in written and not GROUPED & outside:
         parser.error("--linear-group-size is for int4 and int3 of --linear, --embedding, --vision and --full-experts")
     if arguments.quantizer != DEFAULT_QUANTIZER and not any(
         form.startswith("int") for form in (arguments.shared_expert, *outside)
@@ -152,14 +153,11 @@ def weight_options(arguments: argparse.Namespace) -> "PackOptions | Budget":
     from mote_export.budget import Budget
     from mote_export.passes import PackOptions
 
-    fields = {name: getattr(arguments, name) for name in PLAIN}
-    fields |= {"group_size": arguments.shared_group_size or DEFAULT_SHARED_GROUP_SIZE}
-    fields |= {"linear_group_size": arguments.linear_group_size or DEFAULT_SHARED_GROUP_SIZE}
-    pack = PackOptions(**fields)
+    pack = PackOptions(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(PackOptions)})
     return pack if arguments.memory_budget is None else Budget.of(arguments.memory_budget, pack)
 
 
-def _spelled(options: Mapping[str, str]) -> str:
+def _spelled(options: Mapping[str, str | int]) -> str:
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
 
 

@@ -55,7 +55,7 @@ class PackOptions:
     Attributes:
         packing: of the ternary experts, a key of `PACKINGS`.
         shared_expert: `float32` for stock linear layers outside of the operator, or a key of `SHARED_FORMATS`.
-        group_size: inputs that share a scale in `int4`; other formats have none.
+        shared_group_size: inputs that share a scale in `int4`; other formats have none.
         quantizer: how scales of integer weights are chosen, a key of `quantize.METHODS`.
         linear: of attention's projections, dense FFNs of the decoder, the projector and the output layer: float32, bf16, int8 or
             int4.
@@ -71,7 +71,7 @@ class PackOptions:
 
     packing: str = DEFAULT_PACKING
     shared_expert: str = DEFAULT_SHARED_EXPERT
-    group_size: int = DEFAULT_SHARED_GROUP_SIZE
+    shared_group_size: int = DEFAULT_SHARED_GROUP_SIZE
     quantizer: str = DEFAULT_QUANTIZER
     linear: str = DEFAULT_LINEAR
     embedding: str = DEFAULT_EMBEDDING
@@ -84,7 +84,7 @@ class PackOptions:
         for name, value, known in (
             ("packing", self.packing, tuple(PACKINGS)),
             ("shared_expert", self.shared_expert, SHARED_EXPERTS),
-            ("shared_group_size", self.group_size, SHARED_GROUP_SIZES),
+            ("shared_group_size", self.shared_group_size, SHARED_GROUP_SIZES),
             ("quantizer", self.quantizer, tuple(METHODS)),
             ("linear", self.linear, LINEAR_FORMATS),
             ("embedding", self.embedding, LINEAR_FORMATS),
@@ -105,9 +105,9 @@ class PackOptions:
         return self.shared_expert if self.has_shared_inside else ops.NO_SHARED_EXPERT
 
     @property
-    def shared_group_size(self) -> int:
-        """The operator's attribute: 0 where there are no groups."""
-        return self.group_size if self.shared_expert == GROUPED_SHARED_EXPERT else 0
+    def operator_group_size(self) -> int:
+        """The operator's attribute `shared_group_size`: 0 where there are no groups."""
+        return self.shared_group_size if self.shared_expert == GROUPED_SHARED_EXPERT else 0
 
     def packed(self, name: str) -> PackedFormat:
         """bf16, int8 or int4 of a linear layer, for `mote::quantized_matmul`."""
@@ -145,7 +145,7 @@ class PackedTernaryExperts(nn.Module):
             "packing": options.packing,
             "layout_version": LAYOUT_VERSION,
             "shared_format": options.shared_format,
-            "shared_group_size": options.shared_group_size,
+            "shared_group_size": options.operator_group_size,
         }
         router = read(layer.router.weight).float()
         check_finite(layer.router.weight, router)
@@ -237,7 +237,7 @@ def _stored(weight: Tensor, form: SharedFormat, options: PackOptions) -> tuple[T
         values, scale = form.quantize(weight, 0)
         is_kept = weight.dtype == torch.bfloat16
         return values, scale, Rounding() if is_kept else Rounding.of(weight, dequantize(values, scale, 0))
-    quantized = quantize(weight, form.bits, options.shared_group_size, options.quantizer)
+    quantized = quantize(weight, form.bits, options.operator_group_size, options.quantizer)
     return quantized.codes, quantized.scale, quantized.rounding(weight)
 
 

@@ -13,7 +13,7 @@ from mote_export.packing.rounding import round_to_scale, rows_at_once
 from mote_runtime.errors import MoteError
 
 Bits = Literal[8, 4, 3]
-GROUP_SIZES = (32, 64, 128)
+GROUP_SIZES = (32, 64, 128, 256)
 PER_ROW = 0
 SCALE_BYTES = 2  # bfloat16
 # The least and the greatest code. Those of 8 bits are symmetric, as the operators that multiply int8 by int8 want them.
@@ -27,8 +27,8 @@ class WeightFormat:
     Attributes:
         bits: of a code: 8, 4 or 3.
         method: a key of `quantize.METHODS`.
-        group_size: consecutive inputs of a row that share a scale: 32, 64, 128, or 0 for a scale a row. None: 0 for 8 bits, whose
-            operators know nothing else, and 128 for fewer.
+        group_size: consecutive inputs of a row that share a scale: 32, 64, 128, 256, or 0 for a scale a row. None: 0 for 8 bits,
+            whose operators know nothing else, and 128 for fewer.
 
     Raises:
         MoteError: another value.

@@ -38,7 +38,7 @@ auto& one_of(Rng& rng, const std::array<Tensor*, N>& tensors) {
 void damage_config(TernaryMoEConfig& config, Rng& rng) {
   constexpr const char* kPackings[] = {"2bit", "1.6bit", "", nullptr};
   constexpr const char* kSharedFormats[] = {"none", "bf16", "int8", "int4", "int2", nullptr};
-  constexpr int64_t kGroupSizes[] = {0, 16, 32, 64, 128, 256, -32};
+  constexpr int64_t kGroupSizes[] = {0, 16, 32, 64, 128, 256, 512, -32};
   switch (rng() % 9) {
     case 0: config.num_experts = hostile_integer(rng); break;
     case 1: config.top_k = hostile_integer(rng); break;
@@ -95,7 +95,7 @@ void damage(MatMulTensors& t, Rng& rng) {
 
 void damage(QuantizedMatMulTensors& t, Rng& rng) {
   constexpr const char* kFormats[] = {"bf16", "int8", "int4", "none", "", nullptr};
-  constexpr int64_t kGroupSizes[] = {0, 16, 32, 64, 128, 256, -32};
+  constexpr int64_t kGroupSizes[] = {0, 16, 32, 64, 128, 256, 512, -32};
   switch (rng() % 8) {
     case 0: t.config.in_features = hostile_integer(rng); break;
     case 1: t.config.out_features = hostile_integer(rng); break;

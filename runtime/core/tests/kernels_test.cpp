@@ -177,7 +177,7 @@ TEST(Kernels, TilesOfEverySizeGiveTheSameRows) {
   Rng rng(1);
   for (const IsaEntry& isa : supported_isas()) {
     for (const WeightFormat format : kAllFormats) expect_tiles_match_single_tokens(isa, format, 0, rng);
-    for (const size_t group : {32, 64, 128}) expect_tiles_match_single_tokens(isa, WeightFormat::kInt4, group, rng);
+    for (const size_t group : {32, 64, 128, 256}) expect_tiles_match_single_tokens(isa, WeightFormat::kInt4, group, rng);
   }
 }
 
@@ -233,7 +233,7 @@ void expect_quantized(const IsaEntry& isa, const std::vector<float>& v, size_t g
 TEST(Kernels, QuantizedRowsArePaddedWithZeroAndSummedByGroup) {
   Rng rng(2);
   for (const IsaEntry& isa : supported_isas()) {
-    for (const size_t group : {0, 32, 64, 128}) {
+    for (const size_t group : {0, 32, 64, 128, 256}) {
       for (size_t n = 1; n <= 300; n += n < 40 ? 1 : 13) {
         std::vector<float> v = random_values(n, rng);
         expect_quantized(isa, v, group, true);

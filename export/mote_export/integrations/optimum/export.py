@@ -5,6 +5,7 @@ import inspect
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ TASKS_BY_TYPE = {MoteConfig.model_type: TASKS, MoteTextConfig.model_type: TEXT_T
 NAME = "onnx_export_from_model"
 IMPORTERS = ("optimum.exporters.onnx", "optimum.exporters.onnx.__main__")
 # Of model_kwargs and mote_export.export, to the fields of PackOptions.
-PACK_OPTIONS = {"packing": "packing", "shared_expert": "shared_expert", "shared_group_size": "group_size"}
+PACK_OPTIONS = tuple(field.name for field in fields(PackOptions))
 MODEL_KWARGS = (*PACK_OPTIONS, "context_length", "rtol")
 
 
@@ -114,7 +115,7 @@ def _export(arguments: Mapping[str, Any]) -> None:
             output,
             context_length=options.get("context_length"),
             opset=opset,
-            pack=PackOptions(**{PACK_OPTIONS[name]: value for name, value in pack.items()}),
+            pack=PackOptions(**pack),
             verify=verify,
             rtol=rtol,
         )

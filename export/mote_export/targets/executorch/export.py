@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from mote_export.checkpoint import Checkpoint
@@ -15,7 +16,7 @@ from mote_export.passes import apply_passes
 from mote_export.passes.cached_sdpa import cached_sdpa
 from mote_export.passes.explicit_gelu_tanh import EXPLICIT_GELU_TANH
 from mote_export.passes.portable import PORTABLE_TERNARY_MATMUL, PORTABLE_TERNARY_MOE
-from mote_export.passes.xnnpack_quantized import LOOKED_UP_EMBEDDING, XNNPACK_LINEAR
+from mote_export.passes.xnnpack_quantized import LOOKED_UP_EMBEDDING, XNNPACK_LINEAR, XnnpackLinear
 from mote_export.scratch import Scratch
 from mote_export.targets.base import ExportSettings
 from mote_export.targets.executorch.methods import TextDecoder, TextForward
@@ -27,7 +28,8 @@ from mote_runtime.backends.base import PREFILL_CHUNK
 logger = logging.getLogger(__name__)
 
 PROGRAM = "model.pte"
-DELEGATED_METHODS = ("vision_encoder", "text_decoder", "forward")
+DECODER_METHODS = ("text_decoder", "forward")
+DELEGATED_METHODS = ("vision_encoder", *DECODER_METHODS)
 PORTABLE = (PORTABLE_TERNARY_MOE, PORTABLE_TERNARY_MATMUL)
 EXAMPLE_SEQUENCE = 5  # above 1, or torch.export takes the length for a constant
 TENSOR_ALIGNMENT = 64  # a line of the packed layout
@@ -48,8 +50,11 @@ def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> Non
     with torch.no_grad():
         programs = export_methods(model, settings, longest_call(checkpoint, settings))
     delegated = [name for name in DELEGATED_METHODS if name in programs]
+    if not has_stock_linear(model):
+        # What is left of the decoder is small: hundreds of delegates, each of which takes time to export and to call.
+        delegated = [name for name in delegated if name not in DECODER_METHODS]
     # XNNPACK's share of a portable layer does not give the layer's numbers (seen in 1.5): the decoder is left to portable kernels.
-    integers_only = DELEGATED_METHODS[1:] if settings.portable else ()
+    integers_only = DECODER_METHODS if settings.portable else ()
     program = lower(programs, metadata(checkpoint, settings), delegated, integers_only)
     with (folder / PROGRAM).open("wb") as file:
         write_program(program, constants, backend_config(), file)
@@ -78,6 +83,12 @@ def export_methods(model: MoteModel, settings: ExportSettings, longest: int) -> 
         name: torch.export.export(module.eval(), example, dynamic_shapes=shapes, strict=False)
         for name, (module, example, shapes) in examples.items()
     }
+
+
+def has_stock_linear(model: MoteModel) -> bool:
+    """Whether the decoder has linear layers, with its output layer, that no operator of mote's runs."""
+    decoder_methods = (model.get_decoder(), model.get_output_embeddings())
+    return any(isinstance(module, nn.Linear | XnnpackLinear) for part in decoder_methods for module in part.modules())
 
 
 def longest_call(checkpoint: Checkpoint, settings: ExportSettings) -> int:

@@ -14,7 +14,7 @@ struct QuantizedMatMulConfig {
   int64_t in_features = 0;
   int64_t out_features = 0;
   const char* format = nullptr;  // zero-terminated, "bf16", "int8" or "int4"
-  int64_t group_size = 0;        // 32, 64 or 128 for "int4", else 0
+  int64_t group_size = 0;        // 32, 64, 128 or 256 for "int4", else 0
   int64_t layout_version = 0;
 };
 

@@ -21,7 +21,7 @@ struct TernaryMoEConfig {
   const char* packing = nullptr;     // zero-terminated, "2bit" or "1.6bit"
   int64_t layout_version = 0;
   const char* shared_format = nullptr;  // zero-terminated, "none", "bf16", "int8" or "int4"
-  int64_t shared_group_size = 0;        // 32, 64 or 128 for "int4", else 0
+  int64_t shared_group_size = 0;        // 32, 64, 128 or 256 for "int4", else 0
 };
 
 /// Weights of one layer, in the shapes of docs/operator.md. What the layer has not is left as it is (no data).

@@ -10,7 +10,7 @@ private const val LAYOUT_VERSION = 1
 private val PACKINGS = listOf("2bit", "1.6bit")
 private val SHARED_EXPERTS = listOf("float32", "bf16", "int8", "int4")
 private const val GROUPED_SHARED_EXPERT = "int4"
-private val SHARED_GROUP_SIZES = intArrayOf(32, 64, 128)
+private val SHARED_GROUP_SIZES = intArrayOf(32, 64, 128, 256)
 
 private const val MAX_MANIFEST_BYTES = 16L shl 20
 private const val MAX_DIMENSION = 1 shl 20
