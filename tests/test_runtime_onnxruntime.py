@@ -108,6 +108,51 @@ def test_a_cache_in_int8_answers_nearly_as_one_in_float32(
         assert np.array_equal(quantized.step_logits(prompt, forced), rows)
 
 
+def test_a_cache_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "INT8_CACHE", True)
+    folder = tiny.write_export(tmp_path)
+    monkeypatch.setattr(tiny, "INT8_CACHE", False)
+    tiny.write_manifest(folder)
+    with pytest.raises(BackendError, match=r"^model\.onnx keeps keys and values in int8, but mote\.json says float32"):
+        mote_runtime.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("scales", "attributes", "message"),
+    [
+        (np.full(3, 0.1, np.float32), {}, "k_scale shape mismatch"),
+        (np.full(1, 0.1, np.float64), {}, "double"),
+        (np.full((1, tiny.KV_HEADS, 1, tiny.HEAD_DIM), 0.1, np.float32), {}, "k_scale shape mismatch"),
+        (np.full(1, 0.1, np.float32), {"k_quant_type": "NONE"}, "k_quant_type"),
+        (np.full(1, 0.1, np.float32), {"kv_cache_bit_width": 4}, "expected 8"),
+    ],
+)
+def test_scales_that_fit_no_cache_are_an_error_in_one_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scales: np.ndarray[Any, Any],
+    attributes: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.setattr(tiny, "INT8_CACHE", True)
+    folder = tiny.write_export(tmp_path)
+    model = onnx.load(folder / "model.onnx")
+    for node in model.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            changed = [onnx.helper.make_attribute(*item) for item in attributes.items()]
+            kept = [attribute for attribute in node.attribute if attribute.name not in attributes]
+            del node.attribute[:]
+            node.attribute.extend([*kept, *changed])
+            for initializer in model.graph.initializer:
+                if initializer.name in node.input[-2:]:
+                    initializer.CopyFrom(onnx.numpy_helper.from_array(scales, initializer.name))
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    tiny.write_manifest(folder)
+    with pytest.raises(BackendError, match=message) as raised, mote_runtime.load(folder) as pipeline:
+        pipeline.step_logits(pipeline.tokenizer.encode_prompt("hello"))
+    assert "\n" not in str(raised.value)
+
+
 def test_a_cache_of_another_type_is_refused(copy: Path) -> None:
     model = onnx.load(copy / "model.onnx", load_external_data=False)
     for value in itertools.chain(model.graph.input, model.graph.output):

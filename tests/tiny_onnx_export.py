@@ -85,6 +85,8 @@ def manifest(files: dict[str, Any], *, text_only: bool = False, target: str = "o
         "source": {"name": "none", "sha256": "0" * 64},
         "versions": {"mote": "0.1.0"},
     }
+    if INT8_CACHE:
+        document["quantization"] = {"kv_cache": {"format": "int8"}}
     if text_only:
         document["image"] = None
         for key in ("image_token_id", "vision_start_token_id", "vision_end_token_id", "num_image_tokens"):

@@ -16,6 +16,7 @@ from mote_export.checkpoint.base import COMPANION_FILES
 from mote_export.defaults import (
     DEFAULT_EMBEDDING,
     DEFAULT_FULL_EXPERTS,
+    DEFAULT_KV_CACHE,
     DEFAULT_LINEAR,
     DEFAULT_OPSET,
     DEFAULT_PACKING,
@@ -54,6 +55,7 @@ def export(
     vision: str = DEFAULT_VISION,
     full_experts: str = DEFAULT_FULL_EXPERTS,
     linear_group_size: int = DEFAULT_SHARED_GROUP_SIZE,
+    kv_cache: str = DEFAULT_KV_CACHE,
     memory_budget: int | None = None,
     opset: int = DEFAULT_OPSET,
     portable: bool = False,
@@ -81,13 +83,15 @@ def export(
         vision: how the linear layers of the vision tower are stored, in one of these.
         full_experts: how routed experts in full precision are stored (MoE-LLaVA's), "float32", "int8", "int4" or "int3".
         linear_group_size: weights that share a scale in the "int4" and "int3" of these four, 32, 64, 128 or 256.
+        kv_cache: how keys and values of the whole context are stored, "float32" or, for target "onnx", "int8" with scales that are
+            calibrated on the samples.
         memory_budget: bytes for weights and KV cache; the most exact of `mote_export.defaults.PRESETS` that fits replaces the
             formats above. One of them by name is `export(model, output, **PRESETS["mobile"])`.
         opset: ONNX operator set, 18 to 23.
         portable: the runtime's own operators compute the experts: slower and larger in memory, but without the plugin.
         verify: run the export and compare it with torch.
         rtol: see `mote_export.verify.relative_difference`.
-        samples: questions to compare on, beside three built-in ones.
+        samples: questions to compare on, and to calibrate on, beside three built-in ones.
         vision_tower: of a MoE-LLaVA checkpoint without its tower: the tower's own folder.
         ternarize: round the weights of BitNet layers that should be ternary and are not, instead of refusing them.
 
@@ -112,6 +116,7 @@ def export(
         vision=vision,
         full_experts=full_experts,
         linear_group_size=linear_group_size,
+        kv_cache=kv_cache,
         ternarize=ternarize,
     )
     budget = None if memory_budget is None else Budget.of(memory_budget, pack)

@@ -7,7 +7,7 @@ from torch import nn
 
 from mote_export.checkpoint import Checkpoint
 from mote_export.defaults import BUDGET_STEPS, DEFAULT_FULL_EXPERTS
-from mote_export.memory import FLOAT32_BYTES, DecoderSizes, exported_bytes, full_precision_bytes
+from mote_export.memory import FLOAT32_BYTES, DecoderSizes, exported_bytes, full_precision_bytes, kv_cache_bytes
 from mote_export.model import MoteLayer
 from mote_export.passes import PackOptions
 from mote_export.passes.attention import attention_head_dim
@@ -85,14 +85,14 @@ def estimate_bytes(checkpoint: Checkpoint, pack: PackOptions, context_length: in
     counted |= {id(parameter) for layer in moe for parameter in layer.parameters()}
     others = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in counted)
     head_dim = attention_head_dim(config)
-    keys = config.num_hidden_layers * config.num_key_value_heads * head_dim
+    position = kv_cache_bytes(config.num_hidden_layers, config.num_key_value_heads, head_dim, pack.kv_cache)
     return Estimate(
         experts=_experts(checkpoint, pack, len(moe)) if moe else 0,
         linear=sum(_stored(parts[part], pack.linear, pack) for part in LINEAR_PARTS),
         embedding=_stored(parts["embedding"], pack.embedding, pack),
         vision=_stored(parts[VISION], pack.vision, pack),
         rest=FLOAT32_BYTES * (others + context_length * head_dim),
-        cache=2 * FLOAT32_BYTES * keys * context_length,
+        cache=position * context_length,
     )
 
 

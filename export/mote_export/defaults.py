@@ -10,6 +10,7 @@ DEFAULT_SHARED_GROUP_SIZE = 128  # weights with a scale of their own, for int4
 QUANTIZERS = ("rtn", "hqq")  # keys of mote_export.quantize.METHODS
 DEFAULT_QUANTIZER = "rtn"
 LINEAR_FORMATS = ("float32", "bf16", "int8", "int4")  # of linear layers outside of the experts, and of the embedding
+DEFAULT_KV_CACHE = "float32"  # one of mote_runtime.manifest.KV_CACHES
 EXPERT_FORMATS = ("float32", "int8", "int4", "int3")  # of routed experts in full precision
 DEFAULT_LINEAR = DEFAULT_EMBEDDING = DEFAULT_VISION = DEFAULT_FULL_EXPERTS = "float32"
 # Ways to store a whole model, the most exact first: options of PackOptions, by name.

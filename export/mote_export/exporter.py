@@ -13,7 +13,14 @@ from tqdm import tqdm
 from mote_export.atomic import atomic_folder, check_output
 from mote_export.budget import Budget, choose
 from mote_export.checkpoint import Checkpoint, open_path
-from mote_export.defaults import DEFAULT_CONTEXT, DEFAULT_FULL_EXPERTS, DEFAULT_OPSET, DEFAULT_RTOL
+from mote_export.defaults import (
+    DEFAULT_CONTEXT,
+    DEFAULT_FULL_EXPERTS,
+    DEFAULT_KV_CACHE,
+    DEFAULT_OPSET,
+    DEFAULT_RTOL,
+)
+from mote_export.kv_cache import KvCache, calibrate
 from mote_export.manifest import Source, add_verification, check_manifest, num_image_tokens, write_manifest
 from mote_export.model import MoteModel
 from mote_export.passes import (
@@ -33,7 +40,7 @@ from mote_export.scratch import Scratch
 from mote_export.targets import TARGETS, ExportSettings, Target
 from mote_export.text_tokens import QUESTION
 from mote_export.tokens import load_tokenizer, tokenizer_files
-from mote_export.verify import Sample, Verification, default_samples, verify_folder
+from mote_export.verify import Sample, Verification, default_samples, prompt_inputs, verify_folder
 from mote_export.weights import shared_copy
 from mote_runtime.errors import MoteError
 from mote_runtime.library import get_library_path
@@ -54,6 +61,7 @@ class ExportResult:
         memory: what the experts take, in bytes.
         verification: what was compared with torch; None where that was switched off.
         stored: linear layers and embedding that are stored as integers.
+        kv_cache: how keys and values are stored; None for float32.
     """
 
     target: str
@@ -62,6 +70,7 @@ class ExportResult:
     memory: ExpertMemory
     verification: Verification | None
     stored: tuple[StoredPart, ...] = ()
+    kv_cache: KvCache | None = None
 
 
 def export(
@@ -85,7 +94,7 @@ def export(
         output: the folder itself for one target; with several, each gets a subfolder of its name. Must be absent or empty.
         context_length: positions in the KV cache; default: the model's own limit, at most 4096.
         rtol: see `verify.relative_difference`.
-        samples: questions to compare on, beside three built-in ones.
+        samples: questions to compare on, and to calibrate a KV cache in int8 on, beside three built-in ones.
         pack: how the weights are stored, by default as `mote-export` does without options; or the memory that may be taken.
         portable: the runtime's own operators compute the experts, without the plugin and slowly.
         vision_tower: see `checkpoint.open_moe_llava`.
@@ -103,14 +112,24 @@ def export(
         tqdm.write(f"mote-export: within the memory budget fits {name}, with {estimate.describe()}.", file=sys.stderr)
     pack = pack or PackOptions()
     check_pack(checkpoint, pack)
+    check_kv_cache(pack, chosen)
     # Refuse an unusable tokenizer, image processor or sample before the long work.
-    check_prompt(checkpoint, check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack))
-    samples = (*default_samples(checkpoint.has_vision), *check_samples(checkpoint, samples)) if verify else ()
+    manifest = check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack)
+    tokenizer = check_prompt(checkpoint, manifest)
+    questions = (*default_samples(checkpoint.has_vision), *check_samples(checkpoint, samples))
+    is_calibrated = pack.kv_cache != DEFAULT_KV_CACHE
+    prompts = [prompt_inputs(tokenizer, manifest, question) for question in questions] if is_calibrated else []
     with atomic_folder(output) as temporary, Scratch(temporary.parent) as scratch:
         rewrite(checkpoint.model, pack, scratch, stock=portable)
+        kv_cache = None
+        if is_calibrated:
+            kv_cache = calibrate(checkpoint.model, prompts, len(samples), settings.context_length)
+            tqdm.write(f"mote-export: {kv_cache.describe()}", file=sys.stderr)
+            if kv_cache.warning is not None:
+                tqdm.write(f"mote-export: warning: {kv_cache.warning}.", file=sys.stderr)
         settings = replace(settings, has_plugin_operators=has_plugin_operators(checkpoint.model))
         origin = Source.of(source) if isinstance(source, Path) else Source(source.name, None)
-        job = _Job(checkpoint, settings, pack, origin, rtol, samples)
+        job = _Job(checkpoint, settings, pack, origin, rtol, questions if verify else (), kv_cache)
         folders = {target.name: temporary / target.name if len(chosen) > 1 else temporary for target in chosen}
         with tqdm(total=len(chosen) * (1 + verify), desc="mote-export", unit="step", disable=None) as steps:
             results = [job.run(target, folders[target.name], steps) for target in chosen]
@@ -167,9 +186,10 @@ class _Job:
         source: Source,
         rtol: float,
         samples: Sequence[Sample],
+        kv_cache: KvCache | None,
     ) -> None:
         self.checkpoint, self.settings, self.pack, self.source = checkpoint, settings, pack, source
-        self.rtol, self.samples = rtol, samples
+        self.rtol, self.samples, self.kv_cache = rtol, samples, kv_cache
         self.memory, self.stored = expert_memory(checkpoint.model), stored_parts(checkpoint.model)
 
     def run(self, target: Target, folder: Path, steps: "tqdm[None]") -> ExportResult:
@@ -188,7 +208,7 @@ class _Job:
             add_verification(folder, asdict(verification))
             steps.update()
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != MANIFEST_NAME}
-        return ExportResult(target.name, folder, files, self.memory, verification, self.stored)
+        return ExportResult(target.name, folder, files, self.memory, verification, self.stored, self.kv_cache)
 
     def _describe(self, target: Target, folder: Path) -> None:
         write_manifest(
@@ -201,6 +221,7 @@ class _Job:
             target.plugin_library if self.settings.needs_plugin else None,
             asdict(self.memory) | {"total": self.memory.total},
             [asdict(part) for part in self.stored],
+            None if self.kv_cache is None else asdict(self.kv_cache),
         )
 
 
@@ -215,6 +236,16 @@ def check_pack(checkpoint: Checkpoint, pack: PackOptions) -> None:
         )
 
 
+def check_kv_cache(pack: PackOptions, targets: Sequence[Target]) -> None:
+    """Raises MoteError for a KV cache in int8 where a target's attention does not take one."""
+    for target in targets:
+        if pack.kv_cache not in target.kv_caches:
+            raise MoteError(
+                f"target {target.name} has no KV cache in {pack.kv_cache}: the kernels of attention that mote-runner and the "
+                "Android app bring for it take float32 alone, so export with --target onnx, or leave --kv-cache out."
+            )
+
+
 def check_samples(checkpoint: Checkpoint, samples: Sequence[Sample]) -> Sequence[Sample]:
     """Raises MoteError for a sample with a picture where the model takes none."""
     if not checkpoint.has_vision and any(sample.image is not None for sample in samples):
@@ -222,18 +253,23 @@ def check_samples(checkpoint: Checkpoint, samples: Sequence[Sample]) -> Sequence
     return samples
 
 
-def check_prompt(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """Raises MoteError where mote_runtime, which encodes a user's text apart from the template, makes other ids than clients do."""
+def check_prompt(checkpoint: Checkpoint, manifest: Manifest) -> PromptTokenizer:
+    """The tokenizer of mote_runtime, which encodes a user's text apart from the template.
+
+    Raises:
+        MoteError: it makes other ids than clients do.
+    """
     prompt = f"{manifest.prompt.user_prefix}{QUESTION}{manifest.prompt.user_suffix}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         path.write_text(checkpoint.files[path.name], encoding="utf-8")
-        found = PromptTokenizer(path, manifest.model, manifest.prompt).encode_prompt(QUESTION)
-    if found != load_tokenizer(checkpoint).encode(prompt, add_special_tokens=False).ids:
+        tokenizer = PromptTokenizer(path, manifest.model, manifest.prompt)
+    if tokenizer.encode_prompt(QUESTION) != load_tokenizer(checkpoint).encode(prompt, add_special_tokens=False).ids:
         raise MoteError(
             "the tokenizer makes other tokens of a text in a prompt than of the text alone, as some of SentencePiece's do: mote "
             "wants a byte-level tokenizer, such as Qwen2's or Llama 3's."
         )
+    return tokenizer
 
 
 def check_requirements(targets: Sequence[Target], *, portable: bool = False) -> None:

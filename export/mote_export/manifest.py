@@ -145,6 +145,7 @@ def write_manifest(
     plugin_library: str | None,
     memory: Mapping[str, Any],
     stored: Sequence[Mapping[str, Any]] = (),
+    kv_cache: Mapping[str, Any] | None = None,
 ) -> None:
     """Describes every other file that lies in `folder` now, as not verified; `stored` are parts outside of the experts."""
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
@@ -153,7 +154,7 @@ def write_manifest(
         "plugin": {"library": plugin_library} if plugin_library else None,
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
         "memory": dict(memory),
-        **_quantization(pack, stored),
+        **_quantization(pack, stored, kv_cache),
         "verification": {"skipped": True},
         "source": asdict(source),
         "versions": {name: _version(name) for name in VERSIONED_PACKAGES},
@@ -161,13 +162,16 @@ def write_manifest(
     _write(folder / MANIFEST_NAME, document)
 
 
-def _quantization(pack: PackOptions, stored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _quantization(
+    pack: PackOptions, stored: Sequence[Mapping[str, Any]], kv_cache: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The section `quantization`; absent where everything is stored as older exports did."""
     names = ("quantizer", "linear", "embedding", "vision", "full_experts", "linear_group_size")
     chosen = {name: getattr(pack, name) for name in names}
-    if chosen == {name: getattr(PackOptions(), name) for name in names}:
+    if chosen == {name: getattr(PackOptions(), name) for name in names} and kv_cache is None:
         return {}
-    return {"quantization": {**chosen, "parts": list(stored)}}
+    cache = {} if kv_cache is None else {"kv_cache": dict(kv_cache)}
+    return {"quantization": {**chosen, "parts": list(stored), **cache}}
 
 
 def add_verification(folder: Path, verification: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ TERNARY_BITS = 2.0
 FLOAT32_BYTES, BF16_BYTES = 4, 2
 SHARED_BITS = {"BF16": 16.0, "INT8": 8.0, "INT4": 4.0}
 FULL_EXPERT_BITS = {"BF16": 16.0, "INT4": 4.0, "3 bits": 3.0}
+KV_CACHE_BYTES = {"float32": 4, "int8": 1}
 MAX_SIZE, MAX_LAYERS = 1 << 24, 1024
 _SCALES_OF_AN_EXPERT = 3  # gate, up and down have one each
 
@@ -48,6 +49,10 @@ class DecoderSizes:
         attention = 2 * self.hidden_size * (width + self.num_key_value_heads * self.head_dim)
         dense = 3 * self.hidden_size * self.intermediate_size
         return attention * self.num_hidden_layers + dense * (self.num_hidden_layers - self.layers)
+
+    def kv_cache_bytes(self, form: str) -> int:
+        """Of the keys and values of a position."""
+        return kv_cache_bytes(self.num_hidden_layers, self.num_key_value_heads, self.head_dim, form)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str, layers: int | None = None) -> "DecoderSizes":
@@ -115,6 +120,11 @@ class MemoryRow:
     formula: int
     exported: int | None
     decoder: int
+
+
+def kv_cache_bytes(layers: int, kv_heads: int, head_dim: int, form: str) -> int:
+    """Of the keys and values of a position in all layers, in float32 or int8."""
+    return 2 * layers * kv_heads * head_dim * KV_CACHE_BYTES[form]
 
 
 def full_precision_bytes(parameters: int, num_experts: int, bits: float = 16.0) -> int:

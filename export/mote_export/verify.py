@@ -11,13 +11,15 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from mote_export.kv_cache import rounded_cache
 from mote_export.model import MoteForConditionalGeneration, MoteModel
 from mote_export.passes.quantize_linear import QuantizedLinear
 from mote_runtime.arrays import FloatArray
 from mote_runtime.errors import MoteError
 from mote_runtime.manifest import Manifest
-from mote_runtime.pipeline import Pipeline, load
+from mote_runtime.pipeline import load
 from mote_runtime.preprocess import ImageSource, preprocess_image
+from mote_runtime.tokenizer import PromptTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +121,7 @@ def verify_folder(folder: Path, reference: MoteModel, samples: Sequence[Sample],
     with load(folder) as pipeline:
         manifest = pipeline.manifest
         for sample in samples:
-            ids, images = _inputs(pipeline, sample)
+            ids, images = prompt_inputs(pipeline.tokenizer, manifest, sample)
             room = manifest.model.context_length - len(ids) + 1
             if room < 1:
                 logger.warning("%r does not fit the context of %d tokens", sample.prompt, manifest.model.context_length)
@@ -210,23 +212,34 @@ def _compare_token(manifest: Manifest, sample: Sample, found: FloatArray, expect
     return 1
 
 
-def _inputs(pipeline: Pipeline, sample: Sample) -> tuple[list[int], FloatArray | None]:
+def prompt_inputs(
+    tokenizer: PromptTokenizer, manifest: Manifest, sample: Sample
+) -> tuple[list[int], FloatArray | None]:
     """Prompt ids, and pixel values float32 [1, 3, height, width] if there is a picture."""
     if sample.image is None:
-        return pipeline.tokenizer.encode_prompt(sample.prompt), None
-    assert pipeline.manifest.image is not None  # mote-export has refused a sample with a picture for a text model
-    pixel_values = preprocess_image(sample.image, pipeline.manifest.image)[np.newaxis]
-    return pipeline.tokenizer.encode_prompt(sample.prompt, num_images=1), pixel_values
+        return tokenizer.encode_prompt(sample.prompt), None
+    assert manifest.image is not None  # mote-export has refused a sample with a picture for a text model
+    pixel_values = preprocess_image(sample.image, manifest.image)[np.newaxis]
+    return tokenizer.encode_prompt(sample.prompt, num_images=1), pixel_values
 
 
 def reference_logits(
     model: MoteModel, ids: Sequence[int], answer: Sequence[int], images: FloatArray | None
 ) -> FloatArray:
-    """torch's logits [len(answer) + 1, vocab]: row 0 follows the prompt `ids`, row i the first i tokens of `answer`."""
+    """torch's logits [len(answer) + 1, vocab]: row 0 follows the prompt `ids`, row i the first i tokens of `answer`.
+
+    Keys and values are rounded where the export's cache is in int8.
+    """
     pictures = {} if images is None else {"pixel_values": torch.from_numpy(images)}
     with torch.no_grad():
         input_ids = torch.tensor([[*ids, *answer]])
-        logits: Tensor = model(input_ids=input_ids, logits_to_keep=len(answer) + 1, use_cache=False, **pictures).logits
+        logits: Tensor = model(
+            input_ids=input_ids,
+            logits_to_keep=len(answer) + 1,
+            use_cache=False,
+            past_key_values=rounded_cache(model),
+            **pictures,
+        ).logits
     return logits[0].float().numpy()
 
 

@@ -31,6 +31,7 @@ PACKINGS = ("2bit", "1.6bit")
 SHARED_EXPERTS = ("float32", "bf16", "int8", "int4")
 GROUPED_SHARED_EXPERT = "int4"
 SHARED_GROUP_SIZES = (32, 64, 128, 256)
+KV_CACHES = ("float32", "int8")
 IMAGE_PADS = "{image_pads}"
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -160,6 +161,7 @@ class Manifest:
     source: Mapping[str, Any]
     versions: Mapping[str, Any]
     quantization: Mapping[str, Any]
+    kv_cache: str = KV_CACHES[0]  # what a decoder keeps keys and values in; older exports do not say it
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -415,6 +417,7 @@ def _parse_manifest(folder: Path, document: Mapping[str, Any], *, files_are_know
         source=top.free_mapping("source"),
         versions=top.free_mapping("versions"),
         quantization=top.free_mapping("quantization"),
+        kv_cache=_parse_kv_cache(top.optional_section("quantization")),
     )
     top.finish()
     return manifest
@@ -471,6 +474,12 @@ def _parse_moe(section: _Section, num_hidden_layers: int) -> MoeSpec:
     )
     section.finish()
     return moe
+
+
+def _parse_kv_cache(quantization: _Section | None) -> str:
+    """The one field of the section that a runtime compares with its graph; the others are for people."""
+    cache = quantization.optional_section("kv_cache") if quantization else None
+    return KV_CACHES[0] if cache is None else cache.choice("format", KV_CACHES)
 
 
 def _parse_image(section: _Section | None) -> ImageSpec | None:

@@ -19,6 +19,7 @@ from mote_export.cli import rewrite_onnx
 from mote_export.cli.weights import add_weight_options, check_weight_options, weight_options
 from mote_export.defaults import (
     DEFAULT_CONTEXT,
+    DEFAULT_KV_CACHE,
     DEFAULT_OPSET,
     DEFAULT_RTOL,
     OPSETS,
@@ -53,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     rewrite_onnx.check_options(parser, arguments, _written_out(argv))
-    if arguments.no_verify and arguments.sample:
-        parser.error("--sample is for verification, which --no-verify switches off")
+    if arguments.no_verify and arguments.sample and arguments.kv_cache == DEFAULT_KV_CACHE:
+        parser.error("--sample is for verification, which --no-verify switches off, and for --kv-cache int8")
     check_weight_options(parser, arguments, _written_out(argv))
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO if arguments.verbose else logging.ERROR, format="%(message)s"
@@ -205,7 +206,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("IMAGE", "PROMPT"),
-        help="also compare on this question (repeatable); IMAGE is - for a question without a picture",
+        help="also compare on this question, and calibrate --kv-cache int8 on it (repeatable); IMAGE is - for a question without a "
+        "picture",
     )
     check.add_argument("--no-verify", action="store_true", help="do not run and compare the export")
     common = parser.add_argument_group("messages")
@@ -336,6 +338,9 @@ def _print_targets(console: "Console", results: "Sequence[ExportResult]") -> Non
             f"{part.rounding:.2%} (root mean square).",
             highlight=False,
         )
+    if results[0].kv_cache is not None:
+        cache = results[0].kv_cache
+        console.print(f"KV cache: {cache.format}, {cache.bytes_per_position:,} bytes a position.", highlight=False)
     for result in results:
         console.print(
             f"\n[bold]{result.target}[/bold]: {result.folder} ({sum(result.files.values()) / MIB:.2f} MiB)",

@@ -13,7 +13,7 @@ from mote_export.cli.export import EXIT_FAILURE, EXIT_OK, MIB, positive, silence
 from mote_export.defaults import DEFAULT_SHARED_GROUP_SIZE
 from mote_export.json_file import read_json
 from mote_runtime.errors import MoteError
-from mote_runtime.manifest import MAX_EXPERTS, SHARED_GROUP_SIZES
+from mote_runtime.manifest import KV_CACHES, MAX_EXPERTS, SHARED_GROUP_SIZES
 
 if TYPE_CHECKING:
     from mote_export.memory import DecoderSizes, MemoryRow
@@ -49,7 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(
             json.dumps(
-                {"sizes": asdict(sizes), "num_experts": experts, "rows": [asdict(row) for row in rows]}, indent=2
+                {
+                    "sizes": asdict(sizes),
+                    "num_experts": experts,
+                    "rows": [asdict(row) for row in rows],
+                    "kv_cache_bytes_per_position": {form: sizes.kv_cache_bytes(form) for form in KV_CACHES},
+                },
+                indent=2,
             )
         )
     else:
@@ -150,7 +156,10 @@ def _print(sizes: "DecoderSizes", experts: int, rows: "Sequence[MemoryRow]") -> 
     for row in rows:
         exported = "" if row.exported is None else f"{row.exported / unit:.2f}"
         table.add_row(row.name, f"{row.formula / unit:.2f}", exported, f"{row.decoder / unit:.2f}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    cache = ", ".join(f"{sizes.kv_cache_bytes(form):,} in {form}" for form in KV_CACHES)
+    console.print(f"KV cache, bytes a position: {cache}.", highlight=False)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from mote_export.defaults import (
     BUDGET_STEPS,
     DEFAULT_EMBEDDING,
     DEFAULT_FULL_EXPERTS,
+    DEFAULT_KV_CACHE,
     DEFAULT_LINEAR,
     DEFAULT_PACKING,
     DEFAULT_QUANTIZER,
@@ -21,7 +22,7 @@ from mote_export.defaults import (
     PRESETS,
     QUANTIZERS,
 )
-from mote_runtime.manifest import GROUPED_SHARED_EXPERT, PACKINGS, SHARED_EXPERTS, SHARED_GROUP_SIZES
+from mote_runtime.manifest import GROUPED_SHARED_EXPERT, KV_CACHES, PACKINGS, SHARED_EXPERTS, SHARED_GROUP_SIZES
 
 if TYPE_CHECKING:
     from mote_export.budget import Budget
@@ -114,6 +115,13 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_QUANTIZER,
         help="how the scales of all integer weights are chosen: rtn takes the greatest weight for the greatest code, hqq (from "
         "torchao) makes the squared rounding error small (default: %(default)s)",
+    )
+    weights.add_argument(
+        "--kv-cache",
+        choices=KV_CACHES,
+        default=DEFAULT_KV_CACHE,
+        help="keys and values of the whole context. int8 takes a quarter of the memory, for --target onnx alone; its scales are "
+        "calibrated on the questions of --sample and three built-in ones (default: %(default)s)",
     )
 
 

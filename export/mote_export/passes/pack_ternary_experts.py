@@ -10,6 +10,7 @@ from mote_export import ops
 from mote_export.defaults import (
     DEFAULT_EMBEDDING,
     DEFAULT_FULL_EXPERTS,
+    DEFAULT_KV_CACHE,
     DEFAULT_LINEAR,
     DEFAULT_PACKING,
     DEFAULT_QUANTIZER,
@@ -41,7 +42,7 @@ from mote_export.quantize.base import Rounding, WeightFormat
 from mote_export.quantize.matrix import METHODS, quantize
 from mote_export.weights import check_finite, read, read_part
 from mote_runtime.errors import MoteError
-from mote_runtime.manifest import GROUPED_SHARED_EXPERT, SHARED_EXPERTS, SHARED_GROUP_SIZES
+from mote_runtime.manifest import GROUPED_SHARED_EXPERT, KV_CACHES, SHARED_EXPERTS, SHARED_GROUP_SIZES
 
 OUTSIDE = "float32"  # as it is, in stock linear layers
 SHARED_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -63,6 +64,7 @@ class PackOptions:
         vision: of the linear layers of the vision tower, in one of these.
         full_experts: of routed experts in full precision, those of MoE-LLaVA: float32, int8, int4 or int3.
         linear_group_size: inputs that share a scale in the int4 and int3 of these four.
+        kv_cache: of keys and values, float32 or int8.
         ternarize: round the weights of BitNet layers that should be ternary and are not, instead of refusing them.
 
     Raises:
@@ -78,6 +80,7 @@ class PackOptions:
     vision: str = DEFAULT_VISION
     full_experts: str = DEFAULT_FULL_EXPERTS
     linear_group_size: int = DEFAULT_SHARED_GROUP_SIZE
+    kv_cache: str = DEFAULT_KV_CACHE
     ternarize: bool = False
 
     def __post_init__(self) -> None:
@@ -91,6 +94,7 @@ class PackOptions:
             ("vision", self.vision, LINEAR_FORMATS),
             ("full_experts", self.full_experts, EXPERT_FORMATS),
             ("linear_group_size", self.linear_group_size, SHARED_GROUP_SIZES),
+            ("kv_cache", self.kv_cache, KV_CACHES),
         ):
             if value not in known:
                 raise MoteError(f"{name} is {value!r}, expected {', '.join(map(repr, known))}.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mote_export.checkpoint import Checkpoint
+from mote_export.defaults import DEFAULT_KV_CACHE
 from mote_export.passes.quantize_linear import Activations
 
 
@@ -40,6 +41,7 @@ class Target:
         requires: modules that must be importable to export and verify, and the extra that brings them.
         plugin_library: name of the plugin that the runtime needs, unless the export is portable.
         activations: what its operators for integer weights do to their inputs, for verification.
+        kv_caches: what its attention can hold keys and values in.
         write: writes the target's own files of a checkpoint, whose experts are packed already, into a folder.
     """
 
@@ -50,3 +52,4 @@ class Target:
     plugin_library: str
     activations: Activations
     write: Callable[[Checkpoint, ExportSettings, Path], None]
+    kv_caches: Sequence[str] = (DEFAULT_KV_CACHE,)

@@ -56,6 +56,7 @@ class OnnxRuntimeBackend(Backend):
             else None
         )
         self._check_graphs(manifest)
+        self._cache_type = _cache_type(manifest, self._decoder)
         self._mask = np.ones((1, self._model.context_length), np.int64)
         self._logits = np.zeros((1, 1, self._model.vocab_size), np.float32)
         self._no_features = np.zeros((0, self._model.hidden_size), np.float32)
@@ -91,7 +92,7 @@ class OnnxRuntimeBackend(Backend):
         shape = (1, model.num_key_value_heads, model.context_length, model.head_dim)
         binding = self._decoder.io_binding()
         pairs = zip(_cache_names(model, "past_key_values"), _cache_names(model, "present"), strict=True)
-        dtype = _cache_type(model, self._decoder)
+        dtype = self._cache_type
         try:
             for past, present in pairs:
                 buffer = self._lend(_untouched(shape, dtype))
@@ -163,15 +164,19 @@ class OnnxRuntimeBackend(Backend):
         del self._borrowed, self._logits
 
 
-def _cache_type(model: ModelSpec, session: Any) -> np.dtype[Any]:
-    """What the cache holds; raises BackendError if that is no type of a cache, or not the same everywhere."""
+def _cache_type(manifest: Manifest, session: Any) -> np.dtype[Any]:
+    """What the cache holds; raises BackendError if that is no type of a cache, not the same everywhere, or not mote.json's."""
+    model = manifest.model
     names = {*_cache_names(model, "past_key_values"), *_cache_names(model, "present")}
     types = {value.type for value in (*session.get_inputs(), *session.get_outputs()) if value.name in names}
     if len(types) != 1 or not types <= _CACHE_TYPES.keys():
         raise BackendError(
             f"model.onnx keeps keys and values in {sorted(types)}; expected one of {sorted(_CACHE_TYPES)}"
         )
-    return _CACHE_TYPES[types.pop()]
+    dtype = _CACHE_TYPES[types.pop()]
+    if dtype != manifest.kv_cache:
+        raise BackendError(f"model.onnx keeps keys and values in {dtype}, but mote.json says {manifest.kv_cache}")
+    return dtype
 
 
 def _untouched(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from optimum.exporters.tasks import TasksManager
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from mote_export import api
-from mote_export.defaults import DEFAULT_OPSET, DEFAULT_RTOL, OPSETS
+from mote_export.defaults import DEFAULT_KV_CACHE, DEFAULT_OPSET, DEFAULT_RTOL, OPSETS
 from mote_export.integrations.optimum.configuration import (
     IMAGE_TEXT_TO_TEXT,
     TASKS,
@@ -110,6 +110,8 @@ def _export(arguments: Mapping[str, Any]) -> None:
     verify, rtol = arguments["do_validation"], options.get("rtol", DEFAULT_RTOL)
     pack = {name: options[name] for name in PACK_OPTIONS if name in options}
     if task.startswith(TEXT_GENERATION):
+        if pack.get("kv_cache", DEFAULT_KV_CACHE) != DEFAULT_KV_CACHE:
+            raise MoteError(f"kv_cache is {pack['kv_cache']!r}, expected {DEFAULT_KV_CACHE!r} for the task {task!r}.")
         export_text_decoder(
             api.checkpoint_of(model, processor),
             output,

@@ -2,6 +2,7 @@
 
 from mote_export.targets.base import Target
 from mote_export.targets.onnx.export import PLUGIN, write
+from mote_runtime.manifest import KV_CACHES
 
 ONNX = Target(
     name="onnx",
@@ -11,4 +12,5 @@ ONNX = Target(
     plugin_library=PLUGIN,
     activations="int8-by-block",
     write=write,
+    kv_caches=KV_CACHES,
 )

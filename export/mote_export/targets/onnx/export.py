@@ -108,9 +108,9 @@ def decoder_program(model: MoteModel, settings: ExportSettings, *, from_ids: boo
     head_dim = attention_head_dim(config)
     layers = config.num_hidden_layers
     # One tensor each: torch.export takes a tensor that is passed twice for one input.
-    cache = [
-        [torch.zeros(1, config.num_key_value_heads, EXAMPLE_PAST, head_dim) for _ in range(2)] for _ in range(layers)
-    ]
+    shape = (1, config.num_key_value_heads, EXAMPLE_PAST, head_dim)
+    dtypes = [torch.int8 if layer.self_attn.has_int8_cache else torch.float32 for layer in model.get_decoder().layers]
+    cache = [[torch.zeros(shape, dtype=dtype) for _ in range(2)] for dtype in dtypes]
     past_axes = {2: "past_sequence_length"}
     ids = torch.zeros(1, EXAMPLE_SEQUENCE, dtype=torch.int64)
     program = _export(
