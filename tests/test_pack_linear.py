@@ -15,6 +15,7 @@ from mote_export.passes import PackedFormat, PackedLinear, PassError, apply_pass
 from mote_export.passes.onnx_packed_linear import ONNX_PACKED_LINEAR
 from mote_export.passes.pack_linear import can_concatenate, concatenate_packed
 from mote_export.quantize.matrix import quantize
+from mote_export.verify import rounds_activations
 from mote_runtime import get_library_path
 from mote_runtime.errors import MoteError
 
@@ -158,3 +159,9 @@ def test_nodes_in_onnx_and_in_torch_export(tmp_path: Path) -> None:
     session = ort.InferenceSession(tmp_path / "model.onnx", options)
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("form", FORMATS[:3], ids=lambda form: form.name)
+def test_verification_knows_which_layers_round_their_inputs(form: PackedFormat) -> None:
+    model = nn.Sequential(PackedLinear.of(some_linear(), form))
+    assert rounds_activations(model) == (form.name != "bf16")

@@ -29,6 +29,7 @@ from mote_export.passes.xnnpack_quantized import LOOKED_UP_EMBEDDING, XNNPACK_LI
 from mote_export.quantize import METHODS, QuantizeOptions, WeightFormat, fitting_group, quantize, quantize_model_
 from mote_export.quantize.base import CODES
 from mote_runtime.errors import MoteError
+from mote_runtime.profile.trace.program import Program, read_program
 
 
 def heavy_tailed(rows: int, cols: int) -> Tensor:
@@ -389,6 +390,18 @@ def test_exports_have_torchs_answers(tmp_path: Path) -> None:
         vocabulary = byte_tokenizer().get_vocab_size()
         assert parts["lm_head"]["bytes"] == parts["embedding"]["bytes"] == vocabulary * (32 + 2 * 2)
         assert parts["linear"]["format"] == "int4"
+        if result.target == "executorch":
+            check_delegates(read_program(result.folder / "model.pte"))
+
+
+def check_delegates(program: Program) -> None:
+    """XNNPACK has what it is quick at: the softmax of the vision tower, and nothing of a decoder whose layers are mote's."""
+    names = {method: {instruction.name for instruction in instructions} for method, instructions in program.items()}
+    assert "XnnpackBackend" in names["vision_encoder"]
+    assert not {"aten::where.self_out", "aten::_softmax.out"} & names["vision_encoder"]
+    for method in ("text_decoder", "forward"):
+        assert {"mote::ternary_moe.out", "mote::quantized_matmul.out"} <= names[method]
+        assert "XnnpackBackend" not in names[method]
 
 
 @pytest.mark.long

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from mote_export.kv_cache import rounded_cache
 from mote_export.model import MoteForConditionalGeneration, MoteModel
+from mote_export.packing import SHARED_FORMATS
+from mote_export.passes.pack_linear import PackedLinear
 from mote_export.passes.quantize_linear import QuantizedLinear
 from mote_runtime.arrays import FloatArray
 from mote_runtime.errors import MoteError
@@ -109,8 +111,8 @@ def verify_folder(folder: Path, reference: MoteModel, samples: Sequence[Sample],
 
     Args:
         reference: the model after the pack-ternary-experts pass, in eval mode: the packed weights, evaluated by torch.
-        rtol: greatest `relative_difference` of a step; where linear layers round activations, twice `own_differences` if that is
-            more, up to five times `rtol`.
+        rtol: greatest `relative_difference` of a step; where linear layers or the KV cache round activations, twice
+            `own_differences` if that is more, up to five times `rtol`.
 
     Raises:
         VerificationError: a step differs by more than `rtol`, or in its greedy token although that is no tie within the
@@ -161,9 +163,12 @@ def widened_tolerance(rtol: float, own: float) -> float:
 
 
 def rounds_activations(reference: MoteModel) -> bool:
-    """Whether linear layers that are stored as integers round their inputs in this runtime."""
-    layers = (module for module in reference.modules() if isinstance(module, QuantizedLinear))
-    return any(layer.activations != "float32" for layer in layers)
+    """Whether integers are made of activations outside of the mixtures: of inputs of linear layers, or of keys and values."""
+    return rounded_cache(reference) is not None or any(
+        (isinstance(module, QuantizedLinear) and module.activations != "float32")
+        or (isinstance(module, PackedLinear) and SHARED_FORMATS[module.format.name].bits is not None)
+        for module in reference.modules()
+    )
 
 
 def own_differences(

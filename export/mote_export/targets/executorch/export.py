@@ -43,6 +43,9 @@ def write(checkpoint: Checkpoint, settings: ExportSettings, folder: Path) -> Non
     model: MoteModel = shared_copy(checkpoint.model)  # the passes work in place
     with Scratch(folder) as scratch:
         apply_passes(model.model, (EXPLICIT_GELU_TANH,))
+        if isinstance(model, MoteForConditionalGeneration):
+            # ExecuTorch's form of sdpa looks for rows without any key, in five operators that XNNPACK does not take.
+            model.vision_tower.set_attn_implementation("eager")
         portable = PORTABLE if settings.portable else ()
         apply_passes(model.get_decoder(), (cached_sdpa(settings.context_length), *portable), scratch)
         apply_passes(model, (XNNPACK_LINEAR, LOOKED_UP_EMBEDDING), scratch)
