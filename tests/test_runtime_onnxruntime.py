@@ -123,7 +123,7 @@ def test_a_cache_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, m
         (np.full(3, 0.1, np.float32), {}, "k_scale shape mismatch"),
         (np.full(1, 0.1, np.float64), {}, "double"),
         (np.full((1, tiny.KV_HEADS, 1, tiny.HEAD_DIM), 0.1, np.float32), {}, "k_scale shape mismatch"),
-        (np.full(1, 0.1, np.float32), {"k_quant_type": "NONE"}, "k_quant_type"),
+        (np.full(1, 0.1, np.float32), {"k_quant_type": "NONE"}, "when quantization is disabled"),
         (np.full(1, 0.1, np.float32), {"kv_cache_bit_width": 4}, "expected 8"),
     ],
 )

@@ -25,9 +25,11 @@ from mote_runtime.arrays import FloatArray
 from mote_runtime.errors import MoteError
 
 LEAST, GREATEST = -128, 127
-# The greatest code stands for this times the greatest value of the calibration. What is cut costs more than a bit of every code:
-# docs/quantization.md has the figures.
-MARGIN = 2.0
+# The code of the greatest value of the calibration. It leaves room for greater ones, as what is cut costs more than a bit of every
+# code: docs/quantization.md has the figures. An integer, so that no channel's greatest value lies between two codes, where torch and
+# a runtime would round it to either side.
+CALIBRATED = 64
+MARGIN = GREATEST / CALIBRATED
 # A channel that was zero throughout still takes what comes: its scale is this part of the greatest one of its layer.
 SMALLEST_PART = 0.01
 _KEY, _VALUE = "cache_key_scale", "cache_value_scale"  # buffers of an attention module
@@ -64,7 +66,7 @@ class KvCache:
         """For people."""
         return (
             f"The KV cache is in int8, {self.bytes_per_position:,} bytes a position, with scales calibrated on {self.positions} "
-            f"positions of {self.samples} samples, {self.own_samples} of them given, and a margin of {self.margin:g}."
+            f"positions of {self.samples} samples, {self.own_samples} of them given, and a margin of {self.margin:.2f}."
         )
 
     @property
@@ -74,7 +76,7 @@ class KvCache:
             return None
         return (
             "the KV cache in int8 is calibrated on built-in samples alone, and keys and values beyond "
-            f"{self.margin:g} times theirs are cut: give questions of the model's own kind with --sample"
+            f"{self.margin:.2f} times theirs are cut: give questions of the model's own kind with --sample"
         )
 
 
@@ -167,7 +169,7 @@ class _Observed(DynamicCache):
 
     def scales(self, layer: int) -> CacheScales:
         """Raises MoteError where a key or a value was NaN or infinity."""
-        found = CacheScales(*(MARGIN / GREATEST * greatest for greatest in self.greatest[layer]))
+        found = CacheScales(*(greatest / CALIBRATED for greatest in self.greatest[layer]))
         if not all(torch.isfinite(scale).all() for scale in found):
             raise MoteError(
                 f"keys or values of layer {layer} are not finite, so no scale of an int8 KV cache fits them."
