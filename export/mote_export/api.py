@@ -91,7 +91,7 @@ def export(
         portable: the runtime's own operators compute the experts: slower and larger in memory, but without the plugin.
         verify: run the export and compare it with torch.
         rtol: see `mote_export.verify.relative_difference`.
-        samples: questions to compare on, and to calibrate on, beside three built-in ones.
+        samples: questions to compare on, and to calibrate on, beside built-in ones.
         vision_tower: of a MoE-LLaVA checkpoint without its tower: the tower's own folder.
         ternarize: round the weights of BitNet layers that should be ternary and are not, instead of refusing them.
 

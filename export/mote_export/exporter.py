@@ -20,7 +20,7 @@ from mote_export.defaults import (
     DEFAULT_OPSET,
     DEFAULT_RTOL,
 )
-from mote_export.kv_cache import KvCache, calibrate
+from mote_export.kv_cache import KvCache, calibrate, random_prompt
 from mote_export.manifest import Source, add_verification, check_manifest, num_image_tokens, write_manifest
 from mote_export.model import MoteModel
 from mote_export.passes import (
@@ -42,6 +42,7 @@ from mote_export.text_tokens import QUESTION
 from mote_export.tokens import load_tokenizer, tokenizer_files
 from mote_export.verify import Sample, Verification, default_samples, prompt_inputs, verify_folder
 from mote_export.weights import shared_copy
+from mote_runtime.arrays import FloatArray
 from mote_runtime.errors import MoteError
 from mote_runtime.library import get_library_path
 from mote_runtime.manifest import MANIFEST_NAME, Manifest
@@ -94,7 +95,7 @@ def export(
         output: the folder itself for one target; with several, each gets a subfolder of its name. Must be absent or empty.
         context_length: positions in the KV cache; default: the model's own limit, at most 4096.
         rtol: see `verify.relative_difference`.
-        samples: questions to compare on, and to calibrate a KV cache in int8 on, beside three built-in ones.
+        samples: questions to compare on, and to calibrate a KV cache in int8 on, beside built-in ones.
         pack: how the weights are stored, by default as `mote-export` does without options; or the memory that may be taken.
         portable: the runtime's own operators compute the experts, without the plugin and slowly.
         vision_tower: see `checkpoint.open_moe_llava`.
@@ -118,7 +119,10 @@ def export(
     tokenizer = check_prompt(checkpoint, manifest)
     questions = (*default_samples(checkpoint.has_vision), *check_samples(checkpoint, samples))
     is_calibrated = pack.kv_cache != DEFAULT_KV_CACHE
-    prompts = [prompt_inputs(tokenizer, manifest, question) for question in questions] if is_calibrated else []
+    prompts: list[tuple[list[int], FloatArray | None]] = []
+    if is_calibrated:
+        prompts = [(random_prompt(manifest.model), None)]
+        prompts += [prompt_inputs(tokenizer, manifest, question) for question in questions]
     with atomic_folder(output) as temporary, Scratch(temporary.parent) as scratch:
         rewrite(checkpoint.model, pack, scratch, stock=portable)
         kv_cache = None

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -23,13 +24,15 @@ from mote_export.model import MoteModel
 from mote_export.passes.attention import attention_head_dim
 from mote_runtime.arrays import FloatArray
 from mote_runtime.errors import MoteError
+from mote_runtime.manifest import ModelSpec
 
 LEAST, GREATEST = -128, 127
 # The code of the greatest value of the calibration. It leaves room for greater ones, as what is cut costs more than a bit of every
-# code: docs/quantization.md has the figures. An integer, so that no channel's greatest value lies between two codes, where torch and
-# a runtime would round it to either side.
+# code: docs/quantization.md has the figures. An integer, so that no channel's greatest value lies between two codes, where torch
+# and a runtime would round it to either side.
 CALIBRATED = 64
 MARGIN = GREATEST / CALIBRATED
+RANDOM_TOKENS = 256  # of a built-in sample: what no question holds, such as the words of answers
 # A channel that was zero throughout still takes what comes: its scale is this part of the greatest one of its layer.
 SMALLEST_PART = 0.01
 _KEY, _VALUE = "cache_key_scale", "cache_value_scale"  # buffers of an attention module
@@ -115,6 +118,14 @@ def calibrate(
     size = kv_cache_bytes(config.num_hidden_layers, config.num_key_value_heads, attention_head_dim(config), "int8")
     own = sum(len(ids) <= context_length for ids, _ in prompts[len(prompts) - own_samples :])
     return KvCache("int8", size, len(fitting), own, sum(len(ids) for ids, _ in fitting))
+
+
+def random_prompt(model: ModelSpec) -> list[int]:
+    """Token ids from the whole vocabulary, always the same ones; none stands for a picture's features."""
+    allowed = np.arange(model.vocab_size)
+    allowed = allowed[allowed != (-1 if model.image_token_id is None else model.image_token_id)]
+    chosen = np.random.default_rng(0).choice(allowed, min(RANDOM_TOKENS, model.context_length))
+    return [int(token_id) for token_id in chosen]
 
 
 def set_scales(model: MoteModel, scales: Iterable[CacheScales]) -> None:

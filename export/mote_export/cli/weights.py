@@ -121,7 +121,7 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
         choices=KV_CACHES,
         default=DEFAULT_KV_CACHE,
         help="keys and values of the whole context. int8 takes a quarter of the memory, for --target onnx alone; its scales are "
-        "calibrated on the questions of --sample and three built-in ones (default: %(default)s)",
+        "calibrated on the questions of --sample and on built-in ones (default: %(default)s)",
     )
 
 
