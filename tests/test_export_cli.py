@@ -234,8 +234,8 @@ def test_file_too_large_for_the_disk(good: Path, tmp_path: Path, capsys: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.long  # a process of its own, and another way to what test_file_too_large_for_the_disk has
-def test_disk_full(good: Path, tmp_path: Path) -> None:
+@pytest.mark.long  # a process of its own
+def test_too_small_a_disk(good: Path, tmp_path: Path) -> None:
     """A real file system with no room, in a mount namespace of its own."""
     if shutil.which("unshare") is None:
         pytest.skip("unshare is not installed")
@@ -248,7 +248,7 @@ def test_disk_full(good: Path, tmp_path: Path) -> None:
     if "unshare" in run.stderr or "mount:" in run.stderr:
         pytest.skip(f"no mount namespace here: {run.stderr.strip()}")
     assert run.returncode == 1
-    assert_one_sentence((run.stdout, run.stderr), "No space left on device")
+    assert_one_sentence((run.stdout, run.stderr), "its disk has 0.00 GB left")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])

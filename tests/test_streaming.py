@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,6 +155,19 @@ def test_the_command_line_says_which_preset_a_budget_chose(tmp_path: Path, capsy
     assert main([*arguments[:-1], str(tmp_path / "small"), "--memory-budget", "10KB"]) == 1
     assert "allow more, or shorten the cache" in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
+
+
+def test_too_little_room_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_folder(tmp_path / "model", tiny_checkpoint())
+    needed = estimate_bytes(open_path(tmp_path / "model").skeleton(), PackOptions(), 128).on_disk
+    for free, code in ((2 * needed - 1, 1), (2 * needed, 0)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        arguments = [str(tmp_path / "model"), "--target", "onnx", "--no-verify", "-o", str(tmp_path / "sub" / "out")]
+        assert main([*arguments, "--context-length", "128"]) == code
+        assert (tmp_path / "sub").exists() == (code == 0)
+    assert "out would take 0.00 GB, but its disk has 0.00 GB left: choose another with -o" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

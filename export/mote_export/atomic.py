@@ -96,6 +96,17 @@ def check_output(output: Path) -> None:
         raise MoteError(f"{output} {found}: choose another folder with -o, or remove it first.")
 
 
+def check_room(output: Path, needed: int, instead: str) -> None:
+    """Raises MoteError rather than write until the disk is full; `instead` is what takes less, beside another disk."""
+    existing = next(parent for parent in output.resolve().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise MoteError(
+            f"{output} would take {needed / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB left: choose another with -o, or "
+            f"{instead}."
+        )
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)

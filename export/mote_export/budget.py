@@ -40,6 +40,11 @@ class Estimate:
     def total(self) -> int:
         return self.experts + self.linear + self.embedding + self.vision + self.rest + self.cache
 
+    @property
+    def on_disk(self) -> int:
+        """Of the files."""
+        return self.total - self.cache
+
     def describe(self) -> str:
         """For people."""
         parts = {name: getattr(self, name) for name in ("experts", "linear", "embedding", "vision", "cache")}

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from mote_export.atomic import atomic_folder, check_output
-from mote_export.budget import Budget, choose
+from mote_export.atomic import atomic_folder, check_output, check_room
+from mote_export.budget import Budget, choose, estimate_bytes
 from mote_export.checkpoint import Checkpoint, open_path
 from mote_export.defaults import (
     DEFAULT_CONTEXT,
@@ -114,6 +114,9 @@ def export(
     pack = pack or PackOptions()
     check_pack(checkpoint, pack)
     check_kv_cache(pack, chosen)
+    # Each weight is once in the scratch file and once in the files of each target.
+    held = estimate_bytes(checkpoint, pack, settings.context_length).on_disk * (1 + len(chosen))
+    check_room(output, held, "store the weights in fewer bits, such as --preset mobile")
     # Refuse an unusable tokenizer, image processor or sample before the long work.
     manifest = check_manifest(checkpoint, settings.context_length, chosen[0].runtime, pack)
     tokenizer = check_prompt(checkpoint, manifest)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mote_export.atomic import atomic_folder, check_output
+from mote_export.atomic import atomic_folder, check_output, check_room
 from mote_export.checkpoint.base import Checkpoint, check_values, parse_config
 from mote_export.checkpoint.dense import DenseFolder, open_dense
 from mote_export.checkpoint.folder import CONFIG, read_companions
@@ -154,7 +154,7 @@ def upcycle_folder(base: Path, output: Path, options: UpcycleOptions | None = No
     job = _Job(open_dense(base), options)
     parse_config(base, job.config())  # or what is written here could not be read again
     files = job.files()
-    _check_room(output, job.num_bytes)
+    check_room(output, job.num_bytes, "fewer experts or layers")
     with atomic_folder(output) as temporary:
         job.write(temporary)
         (temporary / CONFIG).write_text(json.dumps(job.config(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -261,14 +261,3 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
 def _size(tensors: Iterable[TensorSpec | StoredTensor]) -> Size:
     sizes = [(tensor.num_parameters, tensor.num_bytes) for tensor in tensors]
     return Size(sum(parameters for parameters, _ in sizes), sum(num_bytes for _, num_bytes in sizes))
-
-
-def _check_room(output: Path, needed: int) -> None:
-    """Raises MoteError rather than write until the disk is full."""
-    existing = next(parent for parent in output.resolve().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise MoteError(
-            f"{output} would take {needed / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB left: choose another with "
-            f"-o, or fewer experts or layers"
-        )
