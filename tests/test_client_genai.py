@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 import pytest
+from conftest import DEMO_MODEL
 from PIL import Image
 from tiny import tiny_checkpoint
 from transformers import AutoTokenizer
@@ -295,6 +296,20 @@ def test_prompts_that_do_not_fit_their_pictures(client: Client, questions: list[
         with pytest.raises(RuntimeError, match=message):  # noqa: PT012 - either may find it
             generator.set_inputs(client.inputs(prompt, images))
             generator.generate_next_token()
+
+
+def test_a_cache_in_int8(questions: list[Question], tmp_path: Path) -> None:
+    """genai makes the cache of the type that the graph's inputs have, shared between past and present or not."""
+    (result,) = export(DEMO_MODEL, tmp_path / "int8", ["onnx"], pack=PackOptions(kv_cache="int8"), verify=False)
+    client = Client(result.folder)
+    with load(result.folder) as ours:
+        assert ours.manifest.kv_cache == "int8"
+        for question in questions[:30]:
+            ids, text = client.ask(question.prompt, [question.image])
+            expected = ours.answer(image=question.image, prompt=question.prompt, max_new_tokens=MAX_NEW_TOKENS)
+            assert (tuple(ids[:-1]), text) == (expected.token_ids, expected.text)
+        separate = client.ask(questions[2].prompt, [questions[2].image], past_present_share_buffer=False)
+        assert separate == client.ask(questions[2].prompt, [questions[2].image])
 
 
 @pytest.mark.parametrize(
