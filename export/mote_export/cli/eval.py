@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from mote_export import __version__
-from mote_export.cli.export import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, positive, sentence, silence_libraries
+from mote_export.cli.command import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, positive, sentence, silence_libraries
 from mote_export.evaluation import (
     METRICS,
     AnswerFunction,

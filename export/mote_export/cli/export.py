@@ -3,12 +3,8 @@
 import argparse
 import contextlib
 import json
-import logging
 import math
-import os
-import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mote_export import __version__
 from mote_export.cli import rewrite_onnx
+from mote_export.cli.command import EXIT_FAILURE, EXIT_OK, MIB, attempt, positive
 from mote_export.cli.weights import add_weight_options, check_weight_options, weight_options
 from mote_export.defaults import (
     DEFAULT_CONTEXT,
@@ -31,11 +28,8 @@ if TYPE_CHECKING:
     from mote_export.exporter import ExportResult
     from mote_export.report import ExpertMemory
 
-EXIT_OK, EXIT_FAILURE, EXIT_INTERRUPTED = 0, 1, 130  # argparse exits with 2 for wrong usage
 TARGET_NAMES = ("onnx", "executorch")  # of mote_export.targets, known here so that --help needs no torch
 NO_IMAGE = "-"  # of a sample
-_GROUPED = {"int4", "int3"}
-MIB = 1 << 20
 
 EXAMPLES = """\
 examples:
@@ -57,29 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.no_verify and arguments.sample and arguments.kv_cache == DEFAULT_KV_CACHE:
         parser.error("--sample is for verification, which --no-verify switches off, and for --kv-cache int8")
     check_weight_options(parser, arguments, _written_out(argv))
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO if arguments.verbose else logging.ERROR, format="%(message)s"
-    )
-    signal.signal(signal.SIGTERM, interrupt)  # leave nothing behind then, either
-    if not arguments.verbose:
-        silence_libraries()
-    is_onnx = rewrite_onnx.is_onnx(arguments.model)
-    try:
-        if is_onnx:
-            rewritten = rewrite_onnx.run(arguments, arguments.output or default_output(arguments.model))
-        else:
-            results = _export(arguments)
-    except KeyboardInterrupt:
-        print("mote-export: interrupted, nothing was written.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except Exception as error:
-        if arguments.verbose:
-            raise
-        print(f"mote-export: {sentence(error)}", file=sys.stderr)
-        return EXIT_FAILURE
-    if is_onnx:
-        return rewrite_onnx.report(rewritten, as_json=arguments.json)
-    return _report(results, as_json=arguments.json)
+    if rewrite_onnx.is_onnx(arguments.model):
+        code, rewritten = attempt(
+            "mote-export",
+            lambda: rewrite_onnx.run(arguments, arguments.output or default_output(arguments.model)),
+            verbose=arguments.verbose,
+        )
+        return code if rewritten is None else rewrite_onnx.report(rewritten, as_json=arguments.json)
+    code, results = attempt("mote-export", lambda: _export(arguments), verbose=arguments.verbose)
+    return code if results is None else _report(results, as_json=arguments.json)
 
 
 def _written_out(argv: Sequence[str] | None) -> set[str]:
@@ -216,13 +196,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def positive(text: str) -> int:
-    """For argparse: an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
-
-
 def _tolerance(text: str) -> float:
     try:
         value = float(text)
@@ -231,38 +204,6 @@ def _tolerance(text: str) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return value
-
-
-def interrupt(*_: object) -> None:
-    """For signal: SIGTERM as an interrupt, so that what clean-up there is runs."""
-    raise KeyboardInterrupt
-
-
-def silence_libraries() -> None:
-    """torch, ONNX and ExecuTorch report inner workings as warnings; a user sees one sentence or a report."""
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TORCH_LOGS", "-all")
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-
-def sentence(error: Exception, left: str = "nothing was written") -> str:
-    """What a user is told of an error. left: what it leaves behind; "" where that is said already."""
-    from mote_runtime.errors import MoteError
-
-    notes = [left] if left else []
-    if isinstance(error, MoteError):
-        text = str(error)
-    elif isinstance(error, OSError):
-        text = f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}"
-    elif isinstance(error, MemoryError):
-        text = "out of memory"
-    else:
-        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        notes.append("-v shows where")
-    if notes:
-        text = "; ".join([text.rstrip("."), *notes])
-    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _describe_rounding(rounding: float) -> str:

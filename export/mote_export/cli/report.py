@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mote_export import __version__
-from mote_export.cli.export import EXIT_FAILURE, EXIT_OK, MIB, positive, silence_libraries
+from mote_export.cli.command import EXIT_FAILURE, EXIT_OK, MIB, positive, silence_libraries
 from mote_export.defaults import DEFAULT_SHARED_GROUP_SIZE
 from mote_export.json_file import read_json
 from mote_runtime.errors import MoteError

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mote_export.cli.command import MIB
+
 if TYPE_CHECKING:
     from mote_export.onnx_import import Left, RewriteResult
 
@@ -28,7 +30,6 @@ MEANINGFUL = {
     "inputs",
 }
 ONLY_HERE = {"quantize_activations", "inputs"}
-MIB = 1 << 20
 MOST_SHOWN = 12  # rows of nodes; --json has all
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mote_export import __version__
-from mote_export.cli.export import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, MIB, sentence, silence_libraries
+from mote_export.cli.command import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, MIB, sentence, silence_libraries
 from mote_runtime.errors import MoteError
 
 if TYPE_CHECKING:

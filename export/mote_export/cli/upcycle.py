@@ -3,9 +3,7 @@
 import argparse
 import contextlib
 import json
-import logging
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,16 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mote_export import __version__
-from mote_export.cli.export import (
-    EXIT_FAILURE,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    MIB,
-    interrupt,
-    positive,
-    sentence,
-    silence_libraries,
-)
+from mote_export.cli.command import EXIT_FAILURE, EXIT_OK, MIB, attempt, positive
 from mote_export.defaults import DEFAULT_SHARED_GROUP_SIZE
 
 if TYPE_CHECKING:
@@ -56,23 +45,8 @@ class Row:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO if arguments.verbose else logging.ERROR, format="%(message)s"
-    )
-    signal.signal(signal.SIGTERM, interrupt)  # leave nothing behind then, either
-    if not arguments.verbose:
-        silence_libraries()
-    try:
-        result = _upcycle(arguments)
-    except KeyboardInterrupt:
-        print("mote-upcycle: interrupted, nothing was written.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except Exception as error:
-        if arguments.verbose:
-            raise
-        print(f"mote-upcycle: {sentence(error)}", file=sys.stderr)
-        return EXIT_FAILURE
-    return _report(result, as_json=arguments.json)
+    code, result = attempt("mote-upcycle", lambda: _upcycle(arguments), verbose=arguments.verbose)
+    return code if result is None else _report(result, as_json=arguments.json)
 
 
 def _parser() -> argparse.ArgumentParser:
