@@ -24,7 +24,7 @@ internal object Buffers {
  * takes no room before it is written to.
  */
 internal class NativeMemory private constructor(private var buffer: ByteBuffer?) : AutoCloseable {
-    val floats: FloatBuffer get() = checkNotNull(buffer).order(ByteOrder.nativeOrder()).asFloatBuffer()
+    val bytes: ByteBuffer get() = checkNotNull(buffer).order(ByteOrder.nativeOrder())
 
     /** Gives the pages back; they read as zeros afterwards. */
     fun discard() = MoteJni.discard(checkNotNull(buffer))

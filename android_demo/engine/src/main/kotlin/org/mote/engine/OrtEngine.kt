@@ -11,6 +11,7 @@ import ai.onnxruntime.TensorInfo
 import android.system.ErrnoException
 import android.system.Os
 import java.nio.Buffer
+import java.nio.ByteBuffer
 import java.nio.FloatBuffer
 import java.nio.LongBuffer
 
@@ -18,9 +19,9 @@ import java.nio.LongBuffer
  * `vision.onnx`, `embedding.onnx` and `model.onnx` of a folder, opened by path, so that weights are mapped and not
  * copied.
  *
- * Keys and values lie in one buffer of context length for each layer and side, given to the decoder as past and as
- * present at once: GroupQueryAttention appends in place and a step copies nothing. A run over a prompt shrinks ONNX
- * Runtime's arena behind it, as its activations are many times those of a step.
+ * Keys and values, float32 or int8, lie in one buffer of context length for each layer and side, given to the decoder
+ * as past and as present at once: GroupQueryAttention appends in place and a step copies nothing. A run over a prompt
+ * shrinks ONNX Runtime's arena behind it, as its activations are many times those of a step.
  */
 class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, threads: Int?) : MoteEngine {
     private val model = manifest.model
@@ -89,7 +90,7 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
     /** Compares the graphs with the manifest, before a wrong shape is read or written by anyone. */
     private fun checkGraphs() {
         val hidden = model.hiddenSize
-        val cache = floats(1, model.numKeyValueHeads, ANY, model.headDim)
+        val cache = ValueShape(cacheType(), listOf(1, model.numKeyValueHeads, ANY, model.headDim))
         val past = cacheNames("past_key_values").associateWith { cache }
         val present = cacheNames("present").associateWith { cache }
         val inputs = mapOf("inputs_embeds" to floats(1, ANY, hidden), "attention_mask" to longs(1, ANY)) + past
@@ -105,19 +106,26 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
         checkValues("vision.onnx", "outputs", session.outputInfo, features)
     }
 
+    /** What the graph keeps keys and values in; where that is neither, the comparison of its inputs says so. */
+    private fun cacheType(): OnnxJavaType {
+        val first = decoder.inputInfo[cacheNames("past_key_values").first()]?.info as? TensorInfo
+        return if (first?.type == OnnxJavaType.INT8) OnnxJavaType.INT8 else OnnxJavaType.FLOAT
+    }
+
     private fun bindBuffers() {
         val shape = shapeOf(1, model.numKeyValueHeads, model.contextLength, model.headDim)
         // What is beyond a buffer already is not multiplied on: each factor is checked, but not their product.
-        val bytes = shape.fold(Float.SIZE_BYTES.toLong()) { product, size ->
+        val type = cacheType()
+        val bytes = shape.fold(type.size.toLong()) { product, size ->
             if (product > Int.MAX_VALUE) product else product * size
         }
         cacheNames("past_key_values").zip(cacheNames("present")).forEach { (past, present) ->
             val memory = NativeMemory.allocate(bytes) ?: throw MoteException(
-                "no memory for the KV cache: ${2 * model.numHiddenLayers} buffers of ${shape.toList()} float32 " +
+                "no memory for the KV cache: ${2 * model.numHiddenLayers} buffers of ${shape.toList()} $type " +
                     "values; export with a shorter context",
             )
             caches += memory
-            val tensor = tensor(memory.floats, shape).also { owned += it }
+            val tensor = tensor(memory.bytes, shape, type).also { owned += it }
             decoderInputs[past] = tensor
             decoderOutputs[present] = tensor
         }
@@ -228,6 +236,9 @@ class OrtEngine(private val manifest: Manifest, libraries: NativeLibraries, thre
 
     private fun tensor(values: LongBuffer, shape: LongArray): OnnxTensor =
         ort("make a tensor") { OnnxTensor.createTensor(environment, values, shape) }
+
+    private fun tensor(values: ByteBuffer, shape: LongArray, type: OnnxJavaType): OnnxTensor =
+        ort("make a tensor") { OnnxTensor.createTensor(environment, values, shape, type) }
 }
 
 private const val ANY = -1

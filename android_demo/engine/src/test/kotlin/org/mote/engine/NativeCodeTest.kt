@@ -25,7 +25,7 @@ class NativeCodeTest {
     @Test
     fun memoryIsZeroedGivenBackAndReleasedOnce() {
         val memory = NativeMemory.allocate(1L shl 20)!!
-        val floats = memory.floats
+        val floats = memory.bytes.asFloatBuffer()
         assertEquals(1 shl 18, floats.capacity())
         for (index in 0 until floats.capacity() step 97) assertEquals(0f, floats[index])
         for (index in 0 until floats.capacity()) floats.put(index, 1f)
