@@ -433,6 +433,61 @@ def test_experts_in_a_mixture_of_another_kind_stay_apart_and_say_why(source: Pat
     assert "experts stay apart: the shares of its experts are not those of softmax and top-k" in result.left[1].reason
 
 
+class Router(nn.Module):
+    """Logits with a bias, as a Gemm or as a MatMul and an Add."""
+
+    def __init__(self, op: str, bias: Tensor) -> None:
+        super().__init__()
+        self.op, self.weight, self.bias = op, nn.Parameter(torch.randn(3, 32)), nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias) if self.op == "Gemm" else x @ self.weight.T + self.bias
+
+
+def with_router(source: Path, op: str, bias: list[float]) -> Path:
+    module = Mixture("stacked", 2, has_shared=False)
+    module.router = Router(op, torch.tensor(bias))
+    export(module, source, dynamo=False)
+    assert [node.op_type for node in onnx.load(source).graph.node if node.op_type in (op, "Gemm")].count(op) >= 1
+    return source
+
+
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_a_router_whose_bias_is_zero_loses_it(source: Path, op: str) -> None:
+    result = rewrite(with_router(source, op, [0.0, -0.0, 0.0]))
+    assert [item.op for item in result.rewritten] == ["TernaryMoE"]
+    assert set(operators(result.file)) - {"Cast"} == {"Constant", "Shape", "Reshape", "TernaryMoE"}
+
+
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("bias", [[0.5, -0.5, 0.0], [1e-5, 0.0, 0.0], [0.0, 0.0, float("nan")]], ids=str)
+def test_a_router_with_a_bias_stays_and_the_reason_names_it(source: Path, op: str, bias: list[float]) -> None:
+    """Also a bias that the shares of random tokens do not show."""
+    result = rewrite_onnx(with_router(source, op, bias), source.parent.parent / "out", verify=False)
+    assert [item.op for item in result.rewritten] == ["TernaryMatMul"] * 9
+    reasons = [item.reason for item in result.left if "stay apart" in item.reason]
+    assert len(reasons) == 1
+    assert re.fullmatch(
+        rf"its experts stay apart: their router .*{op}.* has a bias, router\.bias, that is not zero, and the operator's has none",
+        reasons[0],
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.5, -2.0])
+def test_the_factor_of_a_router_is_part_of_its_weights(source: Path, alpha: float) -> None:
+    path = with_router(source, "Gemm", [0.0, 0.0, 0.0])
+    model = onnx.load(path)
+    router = next(node for node in model.graph.node if node.op_type == "Gemm")
+    next(item for item in router.attribute if item.name == "alpha").f = alpha
+    onnx.save(model, path)
+    result = rewrite(path)
+    assert [item.op for item in result.rewritten] == ["TernaryMoE"]
+    written = onnx.load(result.file).graph
+    weights = {item.name: numpy_helper.to_array(item) for item in (*model.graph.initializer, *written.initializer)}
+    node = next(node for node in written.node if node.op_type == "TernaryMoE")
+    np.testing.assert_array_equal(weights[node.input[1]], weights["router.weight"] * np.float32(alpha))
+
+
 class Online(nn.Module):
     """A layer of quantization-aware training: the graph makes its weights ternary, and keeps the straight-through estimators."""
 
@@ -511,8 +566,64 @@ def no_graph(model: onnx.ModelProto, folder: Path) -> None:
     model.ClearField("graph")
 
 
-def dangling(model: onnx.ModelProto, folder: Path) -> None:
-    model.graph.node[0].input[0] = "nobody"
+def takes(node: int, place: int, name: str) -> Callable[[onnx.ModelProto, Path], None]:
+    """A damage: an input of a node."""
+
+    def damage(model: onnx.ModelProto, folder: Path) -> None:
+        model.graph.node[node].input[place] = name
+
+    return damage
+
+
+def without_input(model: onnx.ModelProto, folder: Path) -> None:
+    del model.graph.node[-1].input[1:]
+
+
+def made_twice(model: onnx.ModelProto, folder: Path) -> None:
+    model.graph.node.append(model.graph.node[-1])
+
+
+def of_same_name(model: onnx.ModelProto, folder: Path) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((K, N), np.float32), "w"))
+
+
+def holds(tensor: TensorProto) -> Callable[[onnx.ModelProto, Path], None]:
+    """A damage: w is another tensor, in the .onnx file."""
+
+    def damage(model: onnx.ModelProto, folder: Path) -> None:
+        kept = [item for item in model.graph.initializer if item.name != "w"]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend([*kept, tensor])
+
+    return damage
+
+
+def sparse(model: onnx.ModelProto, folder: Path) -> None:
+    """onnx-ir leaves these out without a word, and what takes them without a source."""
+    values, indices = (
+        numpy_helper.from_array(np.ones(2, np.float32), "rest"),
+        numpy_helper.from_array(np.array([3, 9]), "i"),
+    )
+    model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=values, indices=indices, dims=[N]))
+    model.graph.node[-1].output[0] = "z"
+    model.graph.node.append(helper.make_node("Add", ["z", "rest"], ["y"]))
+
+
+def sparse_outside(model: onnx.ModelProto, folder: Path) -> None:
+    values = TensorProto(name="rest", dims=[2], data_type=1, data_location=TensorProto.EXTERNAL)
+    values.external_data.extend([onnx.StringStringEntryProto(key="location", value="../stolen")])
+    constant = onnx.SparseTensorProto(values=values, indices=numpy_helper.from_array(np.array([3, 9]), "i"), dims=[N])
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["rest"], sparse_value=constant))
+
+
+def huge(model: onnx.ModelProto, folder: Path) -> None:
+    """The file is that long only by name: it has one byte."""
+    with (folder / "model.onnx.data").open("r+b") as file:
+        file.truncate(3 << 30)
+    for tensor in tensors(model):
+        tensor.dims[:] = [1 << 15, 1 << 15]
+        place = {item.key: item for item in tensor.external_data}
+        place["offset"].value, place["length"].value = str(1 << 20), str(4 << 30)
 
 
 DAMAGES: dict[str, tuple[Callable[[onnx.ModelProto, Path], None], str]] = {
@@ -537,8 +648,31 @@ DAMAGES: dict[str, tuple[Callable[[onnx.ModelProto, Path], None], str]] = {
     "string": (of_type(TensorProto.STRING), "cannot be stored so"),
     "inline": (inline_bytes, "has 4 bytes"),
     "no graph": (no_graph, "is not an ONNX model: it has no graph"),
-    "dangling": (dangling, "is not a valid ONNX model"),
-}
+    "dangling": (takes(0, 0, "nobody"), "input 'nobody' of node: name:  OpType: Abs is not output of any previous nodes"),
+    "cycle": (takes(0, 0, "y"), "must be topologically sorted, however input 'y'"),
+    "circle of one": (takes(-1, 0, "y"), "must be topologically sorted, however input 'y'"),
+    "no input": (without_input, "has input size 1 not in range"),
+    "empty input": (takes(-1, 1, ""), "has an empty string"),
+    "made twice": (made_twice, "'y' has been used as output names multiple times"),
+    "same name": (of_same_name, "w initializer name is not unique"),
+    "few numbers": (holds(TensorProto(name="w", dims=[K, N], data_type=1, float_data=[1])), "has 1 numbers, expected 1536"),
+    "many numbers": (
+        holds(TensorProto(name="w", dims=[K, N], data_type=1, float_data=[1] * 1537)), "has 1537 numbers, expected 1536"
+    ),
+    "few half bytes": (
+        holds(TensorProto(name="w", dims=[K, N], data_type=TensorProto.INT4, int32_data=[1] * 767)),
+        "has 767 numbers, expected 768 for INT4",
+    ),
+    "other numbers": (
+        holds(TensorProto(name="w", dims=[K, N], data_type=1, int32_data=[1] * 1536)), "should be stored in field 'float_data'"
+    ),
+    "no numbers": (
+        holds(TensorProto(name="w", dims=[1 << 31, 1 << 31], data_type=1)), "has 0 numbers, expected 4611686018427387904"
+    ),
+    "sparse": (sparse, "rest is a sparse initializer, which is not read"),
+    "sparse outside": (sparse_outside, "rest: external data is in '../stolen', expected a path inside"),
+    "past 4 GiB": (huge, r"ends at byte 4296015872 of model.onnx.data, which has 3221225472"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -548,8 +682,72 @@ def test_files_are_checked_before_they_are_used(source: Path, damage: str) -> No
     model = onnx.load(source, load_external_data=False)
     change(model, source.parent)
     source.write_bytes(model.SerializeToString())
-    with pytest.raises(OnnxFileError, match=message):
+    with pytest.raises(OnnxFileError, match=message) as refused:
         rewrite(source)
+    assert str(refused.value).isprintable()
+    assert not (source.parent.parent / "out").exists()
+
+
+@pytest.mark.parametrize("text", [b"MatMul", b"floor", b"model.onnx.data", b"graph", b"location"])
+def test_text_that_is_not_utf8_is_refused(source: Path, text: bytes) -> None:
+    model = helper.make_graph([], "graph", [], [])
+    write(source, ROUNDED + "y = MatMul(q, w)", {"w": ternary()}, external=True)
+    loaded = onnx.load(source, load_external_data=False)
+    loaded.graph.name = model.name
+    content = loaded.SerializeToString()
+    assert text in content
+    source.write_bytes(content.replace(text, text[:-1] + b"\xff"))
+    with pytest.raises(OnnxFileError, match="is not an ONNX model: a name in it is not UTF-8"):
+        rewrite(source)
+
+
+def test_a_file_past_2_gib_is_refused_before_it_is_read(source: Path) -> None:
+    with source.open("wb") as file:
+        file.truncate(1 << 31)
+    with pytest.raises(
+        OnnxFileError, match=r"has 2147483648 bytes, .* at most 2147483647: keep the weights in external data"
+    ):
+        rewrite(source)
+
+
+def test_weights_past_4_gib_of_their_file_are_read_where_they_are(source: Path) -> None:
+    """The file has a hole in front of them."""
+    write(source, ROUNDED + "y = MatMul(q, w)", {"w": ternary()}, external=True)
+    model = onnx.load(source, load_external_data=False)
+    data = source.parent / "model.onnx.data"
+    content = data.read_bytes()[: 4 * K * N]
+    data.write_bytes(b"")
+    with data.open("r+b") as file:
+        file.seek(5 << 30)
+        file.write(content)
+    for tensor in tensors(model):
+        next(item for item in tensor.external_data if item.key == "offset").value = str(5 << 30)
+    source.write_bytes(model.SerializeToString())
+    result = rewrite(source)
+    assert result.bytes_before > 5 << 30
+    assert result.bytes_after < 1 << 16
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, N), (K, 0), (0, 0)])
+@pytest.mark.parametrize("external", [False, True])
+def test_a_weight_without_elements_stays(source: Path, rows: int, columns: int, external: bool) -> None:
+    path = write(
+        source,
+        ROUNDED + "y = MatMul(q, w)\nk = Identity(rest)",
+        {"w": np.zeros((rows, columns), np.float32), "rest": np.ones(64, np.float32)},
+        inputs=f"float[b, {rows}] x",
+        outputs=f"float[b, {columns}] y, float[64] k",
+        external=external,
+    )
+    if external:
+        model = onnx.load(path, load_external_data=False)
+        weight = next(item for item in model.graph.initializer if item.name == "w")
+        weight.ClearField("raw_data")
+        weight.data_location = TensorProto.EXTERNAL
+        weight.external_data.append(onnx.StringStringEntryProto(key="location", value="model.onnx.data"))
+        path.write_bytes(model.SerializeToString())
+    with pytest.raises(NothingToRewriteError, match=f"its weight is {columns} x {rows}, 1 to 131072"):
+        rewrite(path)
     assert not (source.parent.parent / "out").exists()
 
 
@@ -599,6 +797,57 @@ def test_a_constant_that_would_grow_without_bounds_is_not_computed(source: Path)
     )
     with pytest.raises(NothingToRewriteError, match="would make 268435456 numbers of 16384"):
         rewrite(path)
+
+
+CONCATS = "\n".join(f"c{index + 1} = Concat <axis = 0> (c{index}, c{index})" for index in range(40))
+BOMBS: dict[str, tuple[str, dict[str, Array], str]] = {
+    "concat": (
+        CONCATS + "\n u = Slice(c40, zeros, ends)\n y = MatMul(q, u)",
+        {"c0": ternary(), "zeros": np.array([0]), "ends": np.array([K])},
+        "Concat .* would make 25165824 numbers of 12582912",
+    ),
+    "gather": (
+        "g = Gather <axis = 1> (w, many)\n u = Slice(g, zeros, ends, axes)\n y = MatMul(q, u)",
+        {"w": ternary(), "many": np.zeros(1 << 19, np.int64), "zeros": np.array([0]), "ends": np.array([N]), "axes": np.array([1])},
+        "Gather .* would make 25165824 numbers of 524288",
+    ),
+    "text": ("t = Cast <to = 8> (w)\n u = Cast <to = 1> (t)\n y = MatMul(q, u)", {"w": ternary()}, "its weight is not constant"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_small_constants_that_would_take_much_memory_are_not_computed(source: Path, case: str) -> None:
+    body, weights, reason = BOMBS[case]
+    with pytest.raises(NothingToRewriteError, match=reason):
+        rewrite(write(source, ROUNDED + body, weights))
+
+
+@pytest.mark.parametrize("alpha", [float("inf"), 1e-45])
+def test_a_factor_that_is_no_scale_stays(source: Path, alpha: float) -> None:
+    path = write(source, ROUNDED + "y = Gemm <alpha = 2.0> (q, w)", {"w": ternary()})
+    model = onnx.load(path)
+    model.graph.node[-1].attribute[0].f = alpha
+    onnx.save(model, path)
+    with pytest.raises(NothingToRewriteError, match="for which float32 has no scale"):
+        rewrite(path)
+
+
+def test_names_are_printed_as_they_are_but_for_what_a_terminal_would_obey(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rich would take [/b] for the end of a style that nothing began, which is an error."""
+    path = write(source, ROUNDED + "y = MatMul(q, w)\n z = MatMul(x, w)", {"w": ternary()}, outputs="float y, float z")
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.name = f"[/b]\n\x1b[31m{node.output[0]}"
+    onnx.save(model, path)
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main([str(path), "-o", str(tmp_path / "[out]")]) == 0
+    printed = capsys.readouterr().out
+    assert "[/b]??[31my" in printed
+    assert "MatMul [/b]??[31mz" in printed
+    assert "\x1b" not in printed
+    assert f"{tmp_path}/[out]/model.onnx" in printed
 
 
 # The command

@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace, output: Path) -> "RewriteResult":
         if error.left and not arguments.json:
             from rich.console import Console
 
-            _print_left(Console(stderr=True), error.left)
+            _print_left(Console(stderr=True, markup=False), error.left)
         raise
 
 
@@ -139,14 +139,16 @@ def _print(result: "RewriteResult") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from mote_export.onnx_import.read import printable
+
+    console = Console(markup=False)  # names of a file are no markup
     table = Table(title="Rewritten", title_justify="left")
     for name in ("operator", "node", "weights", "MiB before", "MiB after", "activations", "relative error"):
         table.add_column(name, justify="right" if name.startswith(("MiB", "rel")) else "left", overflow="fold")
     for item in result.rewritten[:MOST_SHOWN]:
         table.add_row(
             item.op,
-            item.name,
+            printable(item.name),
             " x ".join(map(str, item.shape)),
             f"{item.bytes_before / MIB:.3f}",
             f"{item.bytes_after / MIB:.3f}",
@@ -181,13 +183,15 @@ def _print(result: "RewriteResult") -> None:
 def _print_left(console: Any, left: "Sequence[Left]") -> None:
     from rich.table import Table
 
+    from mote_export.onnx_import.read import printable
+
     table = Table(title="Left as they are", title_justify="left")
     for name in ("nodes", "the first", "why"):
         table.add_column(name, justify="right" if name == "nodes" else "left", overflow="fold")
     counts = Counter(item.reason for item in left)
     first = {item.reason: f"{item.op} {item.name}" for item in reversed(left)}
     for reason, count in counts.most_common(MOST_SHOWN):
-        table.add_row(str(count), first[reason], reason)
+        table.add_row(str(count), printable(first[reason]), printable(reason))
     if len(counts) > MOST_SHOWN:
         table.add_row("", f"{len(counts) - MOST_SHOWN} more reasons, see --json", "")
     console.print(table)

@@ -8,12 +8,13 @@ do it themselves, so the nodes that did it are left without a user.
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from mote_export.model.quantizers import INT8_MAX, INT8_MIN, SCALE_FLOOR
-from mote_export.onnx_import.graph import made_by, operands, plain, rank, scalar, width
+from mote_export.onnx_import.graph import FLOATS, INTEGERS, constant, made_by, operands, plain, rank, scalar, width
 
-TOLERANCE = 1e-3  # of constants, which may have passed through float16
+TOLERANCE = 1e-3  # of constants, which were computed with others on the way
 ROW_MOVES = ("Reshape", "Gather", "GatherND", "Squeeze", "Unsqueeze")  # they move tokens, and change none
 
 
@@ -83,8 +84,8 @@ def _dequantized(value: ir.Value) -> ir.Value | None:
 
 
 def rounded_codes(value: ir.Value) -> ir.Value | None:
-    """x of integers clip(round(x * s), -128, 127)."""
-    value = plain(value)
+    """x of integers clip(round(x * s), -128, 127), which may be cast to integers."""
+    value = plain(value, (*FLOATS, *INTEGERS))
     outer = made_by(value, "Clip", "Round")
     inner = None if outer is None or outer.inputs[0] is None else made_by(outer.inputs[0], "Clip", "Round")
     if outer is None or inner is None or outer.op_type == inner.op_type or inner.inputs[0] is None:
@@ -173,8 +174,12 @@ def _is_int8_range(clip: ir.Node) -> bool:
 
 
 def _is(value: ir.Value | None, expected: float) -> bool:
-    number = scalar(value)
-    return number is not None and abs(number - expected) <= TOLERANCE * abs(expected)
+    """Whether a constant is a number, up to `TOLERANCE` or as it is in the constant's own type: 1e-5 is 1.0014e-5 in float16."""
+    number, tensor = scalar(value), constant(value)
+    if number is None or tensor is None:
+        return False
+    rounded = float(np.array(expected).astype(tensor.dtype.numpy())) if tensor.dtype in FLOATS else expected
+    return number == rounded or abs(number - expected) <= TOLERANCE * abs(expected)
 
 
 def _moves_rows(node: ir.Node) -> bool:

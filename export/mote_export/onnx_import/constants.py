@@ -13,9 +13,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from mote_export.onnx_import.graph import STANDARD, constant
+from mote_export.onnx_import.graph import FLOATS, INTEGERS, STANDARD, casts_to, constant
 from mote_runtime.errors import MoteError
 
+NUMBERS = (*FLOATS, *INTEGERS, ir.DataType.BOOL)  # of numpy, and no text, which takes many times as much
 MOST_NODES = 64  # between a weight and its constants
 MOST_GROWN = 1 << 24  # elements of a result that is larger than what it is made from
 FOLDED = frozenset(
@@ -66,6 +67,8 @@ def recipe(value: ir.Value) -> Recipe | None:
         node = current.producer()
         if node is None or node.domain not in STANDARD or node.op_type not in FOLDED or len(nodes) == MOST_NODES:
             return None
+        if not casts_to(node, NUMBERS):
+            return None
         nodes.append(node)
         waiting.extend(item for item in node.inputs if item is not None)
     if not leaves or value.name is None:
@@ -91,10 +94,12 @@ def computed(found: Recipe, opset: int) -> Iterator[Array]:
     """The constant as an array, which may be a map of the external data; that is let go at the end.
 
     Raises:
-        MoteError: an operator refuses its inputs, or would make more of them than a weight has.
+        MoteError: an operator refuses its inputs, or would make more of them than a weight has; a constant cannot be read.
     """
-    results: dict[str, Array] = {name: tensor.numpy() for name, tensor in found.leaves.items()}
+    results: dict[str, Array] = {}
     try:
+        for name, tensor in found.leaves.items():
+            results[name] = _stored(name, tensor)
         for node in found.nodes:
             results[node.output[0]] = _run(node, results, opset)
         yield results[found.name]
@@ -108,16 +113,34 @@ def computed(found: Recipe, opset: int) -> Iterator[Array]:
                     tensor.release()
 
 
+def _stored(name: str, tensor: ir.TensorProtocol) -> Array:
+    try:
+        return tensor.numpy()
+    except (ValueError, TypeError, OSError) as error:  # a file that was changed since it was checked
+        raise MoteError(f"{name} cannot be read: {error}") from error
+
+
+def _grown(node: onnx.NodeProto, arrays: dict[str, Array]) -> int:
+    """How many elements a node makes, at most; 0 where that is not known before."""
+    inputs = [arrays[name] for name in node.input if name]
+    if node.op_type == "Concat":
+        return sum(array.size for array in inputs)
+    if node.op_type == "Gather":
+        axis = next((item.i for item in node.attribute if item.name == "axis"), 0)
+        data, indices = inputs[:2]
+        return data.size // max(1, data.shape[axis]) * indices.size if -data.ndim <= axis < data.ndim else 0
+    try:
+        return math.prod(np.broadcast_shapes(*(array.shape for array in inputs)))
+    except ValueError:
+        return 0  # no operator that broadcasts
+
+
 def _run(node: onnx.NodeProto, results: dict[str, Array], opset: int) -> Array:
     arrays = {name: results[name] for name in node.input if name}
-    largest = max(array.size for array in arrays.values())
-    try:
-        if node.op_type not in ("Gather", "Concat") and len(arrays) > 1:
-            grown = math.prod(np.broadcast_shapes(*(array.shape for array in arrays.values())))
-            if grown > max(largest, MOST_GROWN):
-                raise MoteError(f"{node.name} would make {grown} numbers of {largest}")
-    except ValueError:
-        pass  # not an operator that broadcasts
+    largest = max((array.size for array in arrays.values()), default=0)
+    grown = _grown(node, arrays)
+    if grown > max(largest, MOST_GROWN):
+        raise MoteError(f"{node.op_type} {node.name} would make {grown} numbers of {largest}")
     inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in arrays]
     outputs = [onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UNDEFINED, None)]
     graph = onnx.helper.make_graph([node], "constant", inputs, outputs)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from mote_export.onnx_import.activations import fake_quantized
-from mote_export.onnx_import.graph import made_by, operands, plain, width
+from mote_export.onnx_import.graph import casts_to, made_by, operands, plain, width
 from mote_export.onnx_import.state import Rewritten, State
 from mote_export.onnx_import.weights import TernaryMatrix
 
@@ -89,7 +89,7 @@ def tokens_behind(value: ir.Value) -> list[ir.Value]:
         if before is not None:
             chain, is_rounded = [before], True
         node = made_by(chain[-1], *ROW_MOVES)
-        if node is None or node.inputs[0] is None or width(node.inputs[0]) != hidden:
+        if node is None or node.inputs[0] is None or width(node.inputs[0]) != hidden or not casts_to(node):
             return chain
         chain.append(node.inputs[0])
 

@@ -1,5 +1,6 @@
 """A .onnx file that nobody vouches for -> ir.Model, its external data checked and left in the file."""
 
+import itertools
 import math
 import os
 import stat
@@ -8,7 +9,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from mote_runtime.errors import MoteError
@@ -16,11 +18,20 @@ from mote_runtime.errors import MoteError
 MAX_PROTO_BYTES = (1 << 31) - 1  # of protobuf; larger models keep their weights in external data
 MAX_RANK = 16
 MAX_DEPTH = 16  # of graphs inside of nodes of graphs
+MOST_LINES, MOST_SHOWN = 3, 300  # of what others say of an error
 EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}
 
 
 class OnnxFileError(MoteError):
     """A .onnx file or its external data is damaged, or names what it must not; the message is one sentence."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """A text of a file's own words on one line, without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def read_model(path: Path) -> ir.Model:
@@ -31,6 +42,7 @@ def read_model(path: Path) -> ir.Model:
             and shape, lies outside of the model's folder, or is no regular file.
     """
     proto = _parse(path)
+    _check_texts(proto, path)
     for tensor in _of_graph(proto.graph, 0):
         _check_tensor(tensor, path.parent)
     for function in proto.functions:
@@ -44,8 +56,8 @@ def read_model(path: Path) -> ir.Model:
         raise OnnxFileError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
     try:
         model = ir.serde.deserialize_model(proto)
-    except (ValueError, TypeError, KeyError, AttributeError, ir.serde.SerdeError) as error:
-        raise OnnxFileError(f"{path} cannot be read as a graph: {_first_line(error)}") from error
+    except Exception as error:  # of every kind, around one another: the innermost says most
+        raise OnnxFileError(f"{path} cannot be read as a graph: {_first_line(_innermost(error))}") from error
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())
     return model
 
@@ -68,6 +80,26 @@ def _parse(path: Path) -> ModelProto:
     return proto
 
 
+def _check_texts(message: Message, path: Path) -> None:
+    """Protobuf gives text that is not UTF-8 as bytes, which nothing that follows expects."""
+    waiting = [message]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, TensorProto):  # whose other fields are numbers, and many
+            texts = [current.name, current.doc_string]
+            waiting.extend((*current.external_data, *current.metadata_props))
+        else:
+            texts = []
+            for field, value in current.ListFields():
+                is_repeated = not isinstance(value, (str, bytes, Message))
+                if field.type == FieldDescriptor.TYPE_STRING:
+                    texts.extend(value if is_repeated else [value])
+                elif field.type == FieldDescriptor.TYPE_MESSAGE:
+                    waiting.extend(value if is_repeated else [value])
+        if not all(isinstance(text, str) for text in texts):
+            raise OnnxFileError(f"{path} is not an ONNX model: a name in it is not UTF-8")
+
+
 def _of_function(function: FunctionProto) -> Iterator[TensorProto]:
     yield from _of_nodes(function.node, 0)
     for attribute in function.attribute_proto:
@@ -78,8 +110,9 @@ def _of_graph(graph: GraphProto, depth: int) -> Iterator[TensorProto]:
     if depth > MAX_DEPTH:
         raise OnnxFileError(f"graphs lie {depth} deep inside of each other, at most {MAX_DEPTH} are read")
     yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
+    if graph.sparse_initializer:
+        name = graph.sparse_initializer[0].values.name
+        raise OnnxFileError(f"{name} is a sparse initializer, which is not read: store it as a tensor")
     yield from _of_nodes(graph.node, depth)
 
 
@@ -93,6 +126,11 @@ def _of_attribute(attribute: AttributeProto, depth: int) -> Iterator[TensorProto
     if attribute.HasField("t"):
         yield attribute.t
     yield from attribute.tensors
+    for sparse in (
+        *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+        *attribute.sparse_tensors,
+    ):
+        yield from (sparse.values, sparse.indices)
     for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
         yield from _of_graph(graph, depth + 1)
 
@@ -117,6 +155,19 @@ def _check_tensor(tensor: TensorProto, folder: Path) -> None:
         _check_place(tensor, size, folder)
     elif tensor.HasField("raw_data") and len(tensor.raw_data) != size:
         raise OnnxFileError(f"{name} has {len(tensor.raw_data)} bytes, expected {size} for {dtype.name} {shape}")
+    elif not tensor.HasField("raw_data"):
+        _check_count(tensor, name, math.prod(shape), dtype)
+
+
+def _check_count(tensor: TensorProto, name: str, size: int, dtype: ir.DataType) -> None:
+    """Numbers in fields of their own: two to a complex one, and a byte to an entry where several make a byte."""
+    expected = size * 2 if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128) else size
+    if dtype.bitwidth < 8:
+        expected = math.ceil(size * dtype.bitwidth / 8)
+    fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+    found = sum(len(field) for field in fields)
+    if found != expected:
+        raise OnnxFileError(f"{name} has {found} numbers, expected {expected} for {dtype.name} {list(tensor.dims)}")
 
 
 def _check_place(tensor: TensorProto, size: int, folder: Path) -> None:
@@ -175,6 +226,14 @@ def _external_file(name: str, location: str, folder: Path) -> Path:
     return resolved
 
 
-def _first_line(error: Exception) -> str:
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says first; onnx breaks a line where it names a node, and begins with an arrow what it adds."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    own = list(itertools.takewhile(lambda line: not line.startswith("==>"), lines))[:MOST_LINES]
+    return " ".join(own)[:MOST_SHOWN] or type(error).__name__

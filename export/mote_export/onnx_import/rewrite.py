@@ -16,7 +16,7 @@ from mote_export.onnx_import.compare import Array, Comparison, compare
 from mote_export.onnx_import.graph import describe_shape
 from mote_export.onnx_import.inline import inline_external_tensors
 from mote_export.onnx_import.moe import fuse_experts
-from mote_export.onnx_import.read import OnnxFileError, read_model
+from mote_export.onnx_import.read import OnnxFileError, printable, read_model
 from mote_export.onnx_import.rules import RULES
 from mote_export.onnx_import.state import Left, RewriteOptions, Rewritten, State
 from mote_export.onnx_schemas import DOMAIN
@@ -36,7 +36,7 @@ class NothingToRewriteError(MoteError):
     """
 
     def __init__(self, message: str, left: tuple[Left, ...]) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.left = left
 
 

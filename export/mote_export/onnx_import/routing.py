@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mote_export.onnx_import.constants import computed, recipe
 from mote_export.onnx_import.experts import Expert, tokens_behind
-from mote_export.onnx_import.graph import STANDARD, constant, rank, width
+from mote_export.onnx_import.graph import STANDARD, constant, made_by, rank, width
 from mote_runtime.errors import MoteError
 
 FloatArray = NDArray[np.float64]
@@ -32,17 +32,20 @@ MOST_NODES = 4096  # of the part that is run
 MOST_BYTES = 1 << 24  # of a constant in it
 MOST_ELEMENTS = 1 << 26  # of tokens
 IR_VERSION = 10
+MOST_USERS = 64  # of a router's numbers that are looked at for a bias
+LOGIT_MOVES = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 STOPS = frozenset({"MatMul", "Gemm", "Conv", "Einsum", "If", "Loop", "Scan", "MatMulInteger", "Attention"})
 NUMPY: dict[ir.DataType, type[np.floating[Any]]] = {
     ir.DataType.FLOAT: np.float32,
     ir.DataType.FLOAT16: np.float16,
     ir.DataType.DOUBLE: np.float64,
+    ir.DataType.BFLOAT16: np.float32,  # the part is run in float32, see _widened
 }
 
 
 @dataclass(frozen=True)
 class Router:
-    """weight float32 [E, H]."""
+    """weight float32 [E, H]: the node gives a token x the numbers weight @ x, to which nothing but zeros is added."""
 
     node: ir.Node
     weight: NDArray[np.float32]
@@ -97,7 +100,7 @@ def find_router(graph: ir.Graph, experts: Sequence[Expert], opset: int) -> Route
     """The one linear layer that gives the experts' tokens a number for each expert, or for each but a shared one.
 
     Raises:
-        NoRoutingError: there is none, or there are several.
+        NoRoutingError: there is none, or there are several, or it has a bias, for which the operator has no place.
     """
     tokens = set(_tokens(experts))
     counts = (len(experts), len(experts) - 1)
@@ -116,10 +119,47 @@ def find_router(graph: ir.Graph, experts: Sequence[Expert], opset: int) -> Route
         if made is not None:
             with computed(made, opset) as array:
                 is_transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
-                found.append(Router(node, np.array(array if is_transposed else array.T, np.float32)))
+                weight32 = np.array(array if is_transposed else array.T, np.float32)
+            alpha = node.attributes.get_float("alpha", 1.0) if node.op_type == "Gemm" else 1.0
+            found.append(Router(node, weight32 if alpha == 1.0 else weight32 * np.float32(alpha)))
     if len(found) != 1:
         raise NoRoutingError(f"{len(found)} linear layers of the tokens may be the router, expected 1")
+    _check_bias(found[0].node, opset)
     return found[0]
+
+
+def _check_bias(router: ir.Node, opset: int) -> None:
+    """Raises NoRoutingError if a constant is added to the router's numbers that is not zero everywhere.
+
+    Such a bias is asked for by its values: one that is too small to be seen in the shares of random tokens moves others.
+    """
+    for bias in _biases(router):
+        made = recipe(bias)
+        if made is None:
+            continue  # something that depends on the tokens, which their shares show
+        with computed(made, opset) as array:
+            is_zero = not np.any(array)
+        if not is_zero:
+            name = router.name or router.op_type
+            raise NoRoutingError(
+                f"their router {name} has a bias, {bias.name}, that is not zero, and the operator's has none"
+            )
+
+
+def _biases(router: ir.Node) -> Iterator[ir.Value]:
+    """What is added to the numbers that a router gives, by itself or by an Add behind it."""
+    if router.op_type == "Gemm" and len(router.inputs) > 2 and router.inputs[2] is not None:
+        yield router.inputs[2]
+    waiting, seen = [router.outputs[0]], 0
+    while waiting and seen < MOST_USERS:
+        value = waiting.pop()
+        for node in value.consumers():
+            seen += 1
+            if node.domain in STANDARD and node.op_type in LOGIT_MOVES:
+                waiting.append(node.outputs[0])
+            elif made_by(node.outputs[0], "Add", "Sub") is not None:
+                yield from (item for item in node.inputs if item is not None and item is not value)
+                waiting.append(node.outputs[0])
 
 
 def find_routing(experts: Sequence[Expert], router: Router, value: ir.Value, opset: int) -> Routing:
@@ -243,13 +283,15 @@ class _Probe:
 
     def _session(self) -> ort.InferenceSession:
         constants = _constants(self.nodes)
-        protos = [ir.serde.serialize_node(node) for node in self.nodes]
+        protos = [_widened(ir.serde.serialize_node(node)) for node in self.nodes]
         protos += [
             onnx.helper.make_node("Mul", [expert.x.name, self.results[expert.y]], [expert.y.name])
             for expert in self.experts
         ]
         fed = [
-            onnx.helper.make_tensor_value_info(side.name, int(side.dtype or 0), None)
+            onnx.helper.make_tensor_value_info(
+                side.name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(_numpy(side))), None
+            )
             for side in (self.source, *self.sides)
         ]
         fed += [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, []) for name in self.results.values()]
@@ -366,10 +408,26 @@ def _constants(nodes: Sequence[ir.Node]) -> dict[str, onnx.TensorProto]:
             raise NoRoutingError(
                 f"it depends on {item.name}, which has {tensor.nbytes} bytes: that is no part of a router"
             )
-        found[item.name] = ir.serde.serialize_tensor(
-            ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=item.name)
+        found[item.name] = _widened_tensor(
+            ir.serde.serialize_tensor(ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=item.name))
         )
     return found
+
+
+def _widened(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node in float32 where it is in bfloat16, for which ONNX Runtime has few operators on CPUs; in place."""
+    for attribute in node.attribute:
+        if attribute.name in ("to", "dtype") and attribute.i == onnx.TensorProto.BFLOAT16:
+            attribute.i = onnx.TensorProto.FLOAT
+        elif attribute.HasField("t"):
+            attribute.t.CopyFrom(_widened_tensor(attribute.t))
+    return node
+
+
+def _widened_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    if tensor.data_type != onnx.TensorProto.BFLOAT16:
+        return tensor
+    return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
 
 def _sorted(protos: list[onnx.NodeProto], known: set[str]) -> list[onnx.NodeProto]:

@@ -7,12 +7,11 @@ from onnxscript.rewriter import MatchResult
 
 from mote_export.defaults import DEFAULT_PACKING
 from mote_export.onnx_import.activations import Activation, rounded_activation
-from mote_export.onnx_import.graph import rank
+from mote_export.onnx_import.graph import FLOATS, rank
 from mote_export.onnx_import.weights import NotPackableError, TernaryMatrix, Weights
 from mote_export.packing import PACKINGS
 from mote_runtime.errors import MoteError
 
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 MAX_RANK = 4  # of x, docs/operator.md
 NOT_ROUNDED = (
     "its activations are not rounded to 8 bits, as the operator does, so the rewritten model would give other numbers: "

@@ -3,7 +3,8 @@
 import onnx_ir as ir
 from onnxscript.rewriter import MatchContext, MatchResult, RewriteRuleClassBase
 
-from mote_export.onnx_import.state import FLOATS, State
+from mote_export.onnx_import.graph import FLOATS
+from mote_export.onnx_import.state import State
 
 
 class TernaryRule(RewriteRuleClassBase):

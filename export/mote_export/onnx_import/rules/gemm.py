@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import MatchContext, MatchResult
 
 from mote_export.onnx_import.emit import as_before, ternary_matmul
+from mote_export.onnx_import.graph import is_positive_float32
 from mote_export.onnx_import.rules.base import TernaryRule
 from mote_export.onnx_import.weights import NotPackableError
 
@@ -30,7 +31,9 @@ class GemmToTernaryMatMul(TernaryRule):
         if _bias(node) is not None and beta != 1.0:
             return self.state.refuse(node, f"its bias has a factor, beta = {beta}")
         try:
-            self.state.weights.ternary(w, is_transposed=_is_transposed(node))
+            matrix = self.state.weights.ternary(w, is_transposed=_is_transposed(node))
+            if matrix.scale > 0 and not is_positive_float32(alpha * matrix.scale):
+                return self.state.refuse(node, f"its alpha is {alpha}, for which float32 has no scale")
             self.state.activation(x)
         except NotPackableError as error:
             return self.state.refuse(node, str(error))

@@ -9,7 +9,7 @@ from onnxscript.rewriter import MatchContext, MatchResult
 
 from mote_export.onnx_import.activations import Activation, Step, rounded_codes, token_step
 from mote_export.onnx_import.emit import as_before, ternary_matmul
-from mote_export.onnx_import.graph import made_by, operands, plain, rank, scalar
+from mote_export.onnx_import.graph import is_positive_float32, made_by, operands, plain, rank, scalar
 from mote_export.onnx_import.rules.base import TernaryRule
 from mote_export.onnx_import.state import MAX_RANK
 from mote_export.onnx_import.weights import NotPackableError
@@ -47,7 +47,9 @@ class IntegerCodesToTernaryMatMul(TernaryRule):
                 product, f"its activations have {dimensions or 'unknown'} dimensions, expected 1 to {MAX_RANK}"
             )
         try:
-            self.state.weights.ternary(found.w, is_transposed=False)
+            matrix = self.state.weights.ternary(found.w, is_transposed=False)
+            if matrix.scale > 0 and not is_positive_float32(found.factor * matrix.scale):
+                return self.state.refuse(product, f"its scale times {found.factor:.3g} is none that float32 has")
         except NotPackableError as error:
             return self.state.refuse(product, str(error))
         return MatchResult()
