@@ -18,11 +18,15 @@ struct AttentionShape {
   float scale;
 };
 
-/// Rows are (head, position), in order of heads.
+/// Rows are (key head, position, one of the query's heads that share it), in this order.
 inline size_t attention_rows(const AttentionShape& shape) { return shape.query_heads * shape.length; }
 
-/// Rows `begin` to `end`, which may be computed in any order and on any threads.
+/// Rows that are computed together, if so many are asked for: with fewer, keys and values are read more often.
+constexpr size_t kAttentionTile = 64;
+
+/// Rows `begin` to `end`, which may be computed in any order and on any threads, with the same bits. Vectors have at
+/// most `max_lanes` floats, which is for tests: of 4, 8 and 16 the widest that the processor has is used.
 void attend(const AttentionShape& shape, const float* query, const float* keys, const float* values, float* out,
-            size_t begin, size_t end);
+            size_t begin, size_t end, size_t max_lanes = 16);
 
 }  // namespace mote::runner

@@ -52,7 +52,14 @@ Status update_cache(Span<EValue*> stack) {
   return Status::ok();
 }
 
-/// Rows are taken in some pieces for each thread, since those of a prompt differ in length.
+/// Rows of a piece of work. Those of a prompt differ in length, so each thread has some pieces; those of a single position are few, and
+/// stay together with those that share their keys, unless that leaves a thread without work.
+size_t rows_per_piece(const AttentionShape& shape, size_t threads) {
+  const auto share = [rows = attention_rows(shape)](size_t pieces) { return (rows + pieces - 1) / pieces; };
+  const size_t least = std::min(shape.query_heads / shape.key_heads, share(threads));
+  return std::min(kAttentionTile, std::max(least, share(4 * threads)));
+}
+
 bool attend_in_parallel(const AttentionShape& shape, const float* query, const float* keys, const float* values,
                         float* out) {
   const size_t rows = attention_rows(shape);
@@ -62,12 +69,12 @@ bool attend_in_parallel(const AttentionShape& shape, const float* query, const f
     attend(shape, query, keys, values, out, 0, rows);
     return true;
   }
-  const size_t tasks = std::min(rows, 8 * threads);
+  const size_t piece = rows_per_piece(shape, threads), pieces = (rows + piece - 1) / piece;
   std::atomic<size_t> next{0};
   return ::executorch::extension::parallel_for(
       0, static_cast<int64_t>(threads), 1, [&](int64_t, int64_t) {
-        for (size_t i = next++; i < tasks; i = next++) {
-          attend(shape, query, keys, values, out, rows * i / tasks, rows * (i + 1) / tasks);
+        for (size_t i = next++; i < pieces; i = next++) {
+          attend(shape, query, keys, values, out, i * piece, std::min(rows, (i + 1) * piece));
         }
       });
 }
