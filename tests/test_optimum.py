@@ -201,6 +201,7 @@ BAD_REQUESTS = {
     "packing": ({"model_kwargs": {"packing": "3bit"}}, "3bit"),
     "context": ({"model_kwargs": {"context_length": "64"}}, "the context length is '64'"),
     "rtol": ({"model_kwargs": {"rtol": "0.1"}}, "rtol is '0.1', expected a number"),
+    "cache": ({"model_kwargs": {"kv_cache": "int4"}}, "kv_cache is 'int4', expected 'float32'"),
 }
 
 
@@ -211,6 +212,13 @@ def test_bad_requests(tiny_folder: Path, tmp_path: Path, request_name: str, task
     with pytest.raises(MoteError, match=message) as caught:
         main_export(str(tiny_folder), tmp_path / "out", task=task, **options)
     assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_decoder_has_no_cache_in_int8(tiny_folder: Path, tmp_path: Path) -> None:
+    """Its client makes a cache of floats."""
+    with pytest.raises(MoteError, match=r"^kv_cache is 'int8', expected 'float32' for the task"):
+        main_export(str(tiny_folder), tmp_path / "out", task=TEXT_TASK, model_kwargs={"kv_cache": "int8"})
     assert list(tmp_path.iterdir()) == []
 
 
