@@ -52,8 +52,8 @@ Status update_cache(Span<EValue*> stack) {
   return Status::ok();
 }
 
-/// Rows of a piece of work. Those of a prompt differ in length, so each thread has some pieces; those of a single position are few, and
-/// stay together with those that share their keys, unless that leaves a thread without work.
+/// Rows of a piece of work. Those of a prompt differ in length, so each thread has some pieces; those of a single position
+/// are few, and stay together with those that share their keys, unless that leaves a thread without work.
 size_t rows_per_piece(const AttentionShape& shape, size_t threads) {
   const auto share = [rows = attention_rows(shape)](size_t pieces) { return (rows + pieces - 1) / pieces; };
   const size_t least = std::min(shape.query_heads / shape.key_heads, share(threads));
