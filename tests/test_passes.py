@@ -112,7 +112,7 @@ def test_node_in_onnx(options: PackOptions, tmp_path: Path) -> None:
     assert attributes == {
         "num_experts": 4, "top_k": 2, "normalize_topk": 1, "intermediate_size": 2080, "activation": b"silu",
         "packing": options.packing.encode(), "layout_version": 1, "shared_format": options.shared_format.encode(),
-        "shared_group_size": options.shared_group_size,
+        "shared_group_size": options.operator_group_size,
     }  # fmt: skip
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for name in ("experts.shared_gate_up_scale", "experts.shared_down_scale"):
