@@ -1,8 +1,13 @@
 """ONNX models of others: what is rewritten gives the same answers, what is not says why, and no file is trusted."""
 
+import errno
+import io
 import json
 import os
 import re
+import sys
+import threading
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,9 @@ from mote_export.onnx_import import (
     read_model,
     rewrite_onnx,
 )
+from mote_export.onnx_import.fit import fit_ternary, ternary_codes
 from mote_export.packing import PACKINGS, unpack_gate_up
+from mote_export.packing.ternary import NotTernaryError, as_ternary
 from mote_export.verify import VerificationError
 from mote_runtime.errors import MoteError
 from mote_runtime.library import get_library_path
@@ -850,7 +857,110 @@ def test_names_are_printed_as_they_are_but_for_what_a_terminal_would_obey(
     assert f"{tmp_path}/[out]/model.onnx" in printed
 
 
+# Memory
+
+
+FORMS: dict[str, Callable[[Array], Array]] = {
+    "ternary": lambda weight: weight,
+    "float16": lambda weight: weight.astype(np.float16),
+    "noise": lambda weight: (weight * (1 + 1e-7 * np.arange(weight.size).reshape(weight.shape) % 3e-7)).astype(
+        np.float32
+    ),
+    "nearly": lambda weight: np.where(np.arange(weight.size).reshape(weight.shape) % 97, weight, 0.02).astype(
+        np.float32
+    ),
+    "dense": lambda weight: np.random.default_rng(3).standard_normal(weight.shape).astype(np.float32),
+    "zeros": np.zeros_like,
+}
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_scale_found_piece_by_piece_is_that_of_the_whole(
+    form: str, order: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mote_export.onnx_import.fit.PIECE", 1000)
+    weight = np.asarray(FORMS[form](ternary(100, 77)), order=order)
+    fit = fit_ternary(weight)
+    expected = as_ternary(torch.from_numpy(weight.astype(np.float32)), force=True)
+    assert fit.scale == pytest.approx(float(expected.scale), rel=1e-6)
+    assert fit.error == pytest.approx(expected.error, rel=1e-6)
+    assert (fit.count == 0) == (expected.error == 0.0)
+    if fit.count:
+        with pytest.raises(NotTernaryError) as refused:
+            as_ternary(torch.from_numpy(weight.astype(np.float32)))
+        assert fit.count == refused.value.count
+        assert fit.deviation == pytest.approx(refused.value.deviation, rel=1e-5)
+    pieces = list(ternary_codes(weight, fit.scale))
+    assert [len(piece) for piece in pieces] == [16] * 6 + [4]
+    np.testing.assert_array_equal(np.concatenate(pieces), expected.codes)
+
+
+def test_lines_packed_piece_by_piece_are_those_of_the_whole(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mote_export.onnx_import.fit.PIECE", 16 * K)
+    path = write(source, ROUNDED + "y = MatMul(q, w)", {"w": ternary(K, 90)}, outputs="float[b, 90] y", external=True)
+    written = onnx.load(rewrite(path, packing="1.6bit").file)
+    arrays = {item.name: numpy_helper.to_array(item) for item in written.graph.initializer}
+    lines = arrays[written.graph.node[0].input[1]]
+    np.testing.assert_array_equal(lines, PACKINGS["1.6bit"].pack(codes(K, 90).T.astype(np.int8)))
+
+
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_a_large_matrix_is_never_in_memory(source: Path, is_transposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 16 MiB of external data, while anonymous memory of numpy and Python is counted."""
+    monkeypatch.setattr("mote_export.onnx_import.fit.PIECE", 1 << 16)
+    weight = ternary(1 << 10, 1 << 12)
+    body = ROUNDED + ("u = Transpose <perm = [1, 0]> (w)\n y = MatMul(q, u)" if is_transposed else "y = MatMul(q, w)")
+    weights = {"w": np.ascontiguousarray(weight.T) if is_transposed else weight}
+    path = write(source, body, weights, inputs="float[b, 1024] x", outputs="float[b, 4096] y", external=True)
+    tracemalloc.start()
+    try:
+        result = rewrite_onnx(path, source.parent.parent / "out", verify=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [item.shape for item in result.rewritten] == [(1 << 12, 1 << 10)]
+    assert peak < weight.nbytes / 2
+
+
 # The command
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_bars_are_shown_on_a_terminal_and_nowhere_else(
+    source: Path, tmp_path: Path, external: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = np.random.default_rng(1).standard_normal((N, 64)).astype(np.float32)
+    body = ROUNDED + "z = MatMul(q, w)\n y = MatMul(z, dense)"
+    path = write(source, body, {"w": ternary(), "dense": dense}, outputs="float[b, 64] y", external=external)
+    for arguments, stream in (([], Terminal()), (["--json"], Terminal()), ([], io.StringIO())):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert main([str(path), "-o", str(tmp_path / f"out{id(stream)}"), *arguments]) == 0
+        printed = stream.getvalue()
+        if arguments or not stream.isatty():
+            assert printed == ""
+            continue
+        assert re.search(r"mote-export: weights: 100%.* 2/2 ", printed)
+        assert re.search(r"mote-export: writing: 100%.* 8\.19k/8\.19k", printed)
+
+
+def test_a_bar_ends_with_a_disk_that_is_full(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(source, ROUNDED + "y = MatMul(q, w)", {"w": ternary()})
+    monkeypatch.setattr(sys, "stderr", Terminal())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.onnx.data")
+
+    monkeypatch.setattr("mote_export.onnx_import.rewrite.save_model", full)
+    threads = threading.active_count()
+    assert main([str(path), "-o", str(tmp_path / "out")]) == 1
+    assert threading.active_count() == threads
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_reports_what_it_did(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,13 @@ def run(arguments: argparse.Namespace, output: Path) -> "RewriteResult":
     inputs = None if arguments.inputs is None else _read_inputs(arguments.inputs)
     try:
         return rewrite_onnx(
-            arguments.model, output, options, rtol=arguments.rtol, verify=not arguments.no_verify, inputs=inputs
+            arguments.model,
+            output,
+            options,
+            rtol=arguments.rtol,
+            verify=not arguments.no_verify,
+            inputs=inputs,
+            progress=not arguments.json,
         )
     except NothingToRewriteError as error:
         if error.left and not arguments.json:

@@ -1,7 +1,7 @@
 """One ONNX file in, one with mote's operators out: read, rewrite, write, run both and compare."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from mote_export.onnx_import.compare import Array, Comparison, compare
 from mote_export.onnx_import.graph import describe_shape
 from mote_export.onnx_import.inline import inline_external_tensors
 from mote_export.onnx_import.moe import fuse_experts
+from mote_export.onnx_import.progress import looking, writing
 from mote_export.onnx_import.read import OnnxFileError, printable, read_model
 from mote_export.onnx_import.rules import RULES
 from mote_export.onnx_import.state import Left, RewriteOptions, Rewritten, State
@@ -67,6 +68,7 @@ def rewrite_onnx(
     rtol: float = DEFAULT_RTOL,
     verify: bool = True,
     inputs: Mapping[str, Array] | None = None,
+    progress: bool = False,
 ) -> RewriteResult:
     """Rewrites the ternary weights of an ONNX file to run in mote's operators.
 
@@ -77,6 +79,7 @@ def rewrite_onnx(
         rtol: greatest `mote_export.verify.relative_difference` of an output between both files in ONNX Runtime.
         verify: run and compare them.
         inputs: by name, what to compare on; by default random values of the shapes and types that the graph declares.
+        progress: show bars on stderr if that is a terminal.
 
     Raises:
         OnnxFileError: the file or its external data is damaged, or names what it must not.
@@ -87,29 +90,35 @@ def rewrite_onnx(
     check_output(output)
     read = read_model(model)
     had, bytes_before = _count(read), _stored_bytes(read, model)
-    with onnx_schemas.registered():
-        state = rewrite_model(read, options or RewriteOptions())
+    with onnx_schemas.registered(), looking(read, progress) as bar:
+        state = rewrite_model(read, options or RewriteOptions(), bar.update)
     rewritten, left = _report(state)
     if not rewritten:
         raise NothingToRewriteError(_nothing(model, had, left), left)
     with atomic_folder(output) as folder:
         file = folder / model.name
-        save_model(read, file)
+        with writing(read, file.with_name(f"{file.name}.data"), progress):
+            save_model(read, file)
         logger.info("wrote %s", model.name)
         comparison = compare(model, file, rtol, inputs) if verify else None
         bytes_after = sum(part.stat().st_size for part in folder.iterdir())
     return RewriteResult(output / model.name, rewritten, left, bytes_before, bytes_after, comparison)
 
 
-def rewrite_model(model: ir.Model, options: RewriteOptions) -> State:
+def rewrite_model(model: ir.Model, options: RewriteOptions, looked: Callable[[], object] | None = None) -> State:
     """Applies all rules to a graph, in place; its packed weights are computed when they are written.
+
+    Args:
+        model: of `read_model`.
+        options: what may be rewritten.
+        looked: called when a weight was looked at.
 
     Returns:
         What was done, and why not more.
     """
     inline_external_tensors(model)  # before shapes are inferred, which asks for the values of small ones
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    state = State(model, options)
+    state = State(model, options) if looked is None else State(model, options, looked)
     try:
         for rules in RULES:
             RewriteRuleSet([rule.rule(state) for rule in rules]).apply_to_model(model)

@@ -1,5 +1,6 @@
 """What the rules of one rewriting share: options, weights, and the record of what was done and what was not."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -76,19 +77,24 @@ class Left:
     reason: str
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass
 class State:
     """Of one rewriting of one model."""
 
     model: ir.Model
     options: RewriteOptions
+    looked: Callable[[], object] = _nothing  # called when a weight was looked at
     weights: Weights = field(init=False)
     matmuls: dict[ir.Node, tuple[TernaryMatrix, Rewritten]] = field(default_factory=dict)  # by the new node
     experts: list[Rewritten] = field(default_factory=list)
     reasons: dict[ir.Node, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.weights = Weights(self.model, self.options.packing, self.options.ternarize)
+        self.weights = Weights(self.model, self.options.packing, self.options.ternarize, self.looked)
 
     def refuse(self, node: ir.Node, reason: str) -> MatchResult:
         """The result of a check that fails; the report shows the reason."""

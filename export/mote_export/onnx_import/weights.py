@@ -1,17 +1,17 @@
 """A constant weight of a graph -> ternary codes and one scale, or the reason why not; packed when it is written, not before."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 
 from mote_export.onnx_import.constants import Array, Recipe, computed, recipe
-from mote_export.packing import MAX_WIDTH, PACKINGS, interleave, tiles
+from mote_export.onnx_import.fit import Fit, fit_ternary, ternary_codes
+from mote_export.packing import MAX_WIDTH, PACKINGS, tiles
 from mote_export.packing.lines import LINE, ROWS
-from mote_export.packing.ternary import NotTernaryError, TernaryWeight, as_ternary
+from mote_export.packing.ternary import NotTernaryError
 from mote_runtime.errors import MoteError
 
 FLOAT_NOISE = 4e-6  # of a scale: what a straight-through estimator, w + (t * s - w), leaves in float32
@@ -28,7 +28,7 @@ class TernaryMatrix:
         scale: at least 0.
         error: as in `TernaryWeight`: 0 unless it was rounded on request.
         stored_bytes: of the weight before.
-        codes: reads them, int8 [rows, columns].
+        codes: reads them, int8 [some rows, columns] at a time, a multiple of 16 rows but for the last.
     """
 
     name: str
@@ -37,7 +37,7 @@ class TernaryMatrix:
     scale: float
     error: float
     stored_bytes: int
-    codes: Callable[[], NDArray[np.int8]] = field(repr=False)
+    codes: Callable[[], Iterator[NDArray[np.int8]]] = field(repr=False)
 
 
 class NotPackableError(MoteError):
@@ -51,10 +51,11 @@ class Weights:
         model: the graph, whose initializers packed weights are added to.
         packing: a key of `PACKINGS`.
         ternarize: round weights that are nearly ternary.
+        looked: called when a weight was looked at.
     """
 
-    def __init__(self, model: ir.Model, packing: str, ternarize: bool) -> None:
-        self.model, self.packing, self.ternarize = model, packing, ternarize
+    def __init__(self, model: ir.Model, packing: str, ternarize: bool, looked: Callable[[], object]) -> None:
+        self.model, self.packing, self.ternarize, self._looked = model, packing, ternarize, looked
         self._found: dict[tuple[ir.Value, bool], TernaryMatrix | str] = {}
         self._packed: dict[tuple[TernaryMatrix, ...], ir.Value] = {}
         self._names = {
@@ -77,6 +78,7 @@ class Weights:
                 self._found[key] = self._look_at(value, is_transposed)
             except MoteError as error:
                 self._found[key] = str(error)
+            self._looked()
         found = self._found[key]
         if isinstance(found, str):
             raise NotPackableError(found)
@@ -100,68 +102,71 @@ class Weights:
                 raise MoteError(f"its weight is {rows} x {columns}, 1 to {MAX_WIDTH} rows and columns can be packed")
             if array.dtype.kind not in "fiV" and array.dtype.name not in ("bfloat16",):
                 raise MoteError(f"its weight is of type {array.dtype}, expected a float type")
-            weight = self._rounded(array)
+            fit = self._fit(array)
         return TernaryMatrix(
             name=value.name or "weight",
             rows=rows,
             columns=columns,
-            scale=float(weight.scale),
-            error=weight.error,
+            scale=fit.scale,
+            error=fit.error,
             stored_bytes=int(rows * columns * found.itemsize),
-            codes=lambda: self._codes(found, is_transposed),
+            codes=lambda: self._codes(found, is_transposed, fit.scale),
         )
 
-    def _rounded(self, array: Array) -> TernaryWeight:
-        """Codes as they lie in `array`."""
+    def _fit(self, array: Array) -> Fit:
         if array.size > SAMPLE:
             rows = max(1, SAMPLE // array.shape[1])
             self._exact_or_near(array[:rows], f" of its first {rows * array.shape[1]}")
         return self._exact_or_near(array, "")
 
-    def _exact_or_near(self, array: Array, where: str) -> TernaryWeight:
-        weight = torch.from_numpy(np.array(array, np.float32))
-        try:
-            return as_ternary(weight)
-        except NotTernaryError as error:
-            if error.deviation <= FLOAT_NOISE:
-                return as_ternary(weight, force=True)._replace(error=0.0)
-            if error.error > NEARLY:
-                raise MoteError(
-                    f"it is not ternary: {error.count / array.size:.0%}{where} of its weights are not -1, 0 or 1 times one number, "
-                    f"the largest deviation is {error.deviation:.3g} of it, and rounding would change them by {error.error:.0%}"
-                ) from error
-            if not (self.ternarize or where):
-                raise
-            return as_ternary(weight, force=True)
+    def _exact_or_near(self, array: Array, where: str) -> Fit:
+        fit = fit_ternary(array)
+        if fit.deviation <= FLOAT_NOISE:
+            return replace(fit, error=0.0)
+        if fit.error > NEARLY:
+            raise MoteError(
+                f"it is not ternary: {fit.count / array.size:.0%}{where} of its weights are not -1, 0 or 1 times one number, the "
+                f"largest deviation is {fit.deviation:.3g} of it, and rounding would change them by {fit.error:.0%}"
+            )
+        if not (self.ternarize or where):
+            raise NotTernaryError(fit.count, array.size, fit.scale, fit.deviation, fit.error)
+        return fit
 
-    def _codes(self, found: Recipe, is_transposed: bool) -> NDArray[np.int8]:
+    def _codes(self, found: Recipe, is_transposed: bool, scale: float) -> Iterator[NDArray[np.int8]]:
         with computed(found, self.opset) as array:
-            codes: NDArray[np.int8] = self._rounded(array).codes.numpy()
-        return codes if is_transposed else np.ascontiguousarray(codes.T)
+            yield from ternary_codes(array if is_transposed else array.T, scale)
+
+    def _pack(self, matrix: TernaryMatrix, result: NDArray[np.uint8]) -> None:
+        """Into lines [ceil(N/16), ceil(K/C), 64], some rows after the other."""
+        packing, first = PACKINGS[self.packing], 0
+        for codes in matrix.codes():
+            lines = packing.pack(codes)
+            result[first : first + len(lines)] = lines
+            first += len(lines)
 
     def packed(self, matrix: TernaryMatrix) -> ir.Value:
         """An initializer of the model, uint8 [ceil(N/16), ceil(K/C), 64]; one for all nodes that use the matrix."""
-        packing = PACKINGS[self.packing]
-        shape = self._lines(matrix)
-        return self._initializer((matrix,), f"{matrix.name}_packed", shape, lambda: packing.pack(matrix.codes()))
+        return self._initializer(
+            (matrix,), f"{matrix.name}_packed", self._lines(matrix), lambda result: self._pack(matrix, result)
+        )
 
     def packed_down(self, downs: Sequence[TernaryMatrix], name: str) -> ir.Value:
         """The matrices of all experts, uint8 [E, ceil(H/16), ceil(I/C), 64]."""
-        packing = PACKINGS[self.packing]
 
-        def pack() -> NDArray[np.uint8]:
-            return np.stack([packing.pack(down.codes()) for down in downs])
+        def pack(result: NDArray[np.uint8]) -> None:
+            for down, lines in zip(downs, result, strict=True):
+                self._pack(down, lines)
 
         return self._initializer(tuple(downs), name, [len(downs), *self._lines(downs[0])], pack)
 
     def packed_gate_up(self, gates: Sequence[TernaryMatrix], ups: Sequence[TernaryMatrix], name: str) -> ir.Value:
         """Both matrices of all experts, uint8 [E, ceil(I/16), 2, ceil(H/C), 64]."""
-        packing = PACKINGS[self.packing]
         row_tiles, column_tiles, line = self._lines(gates[0])
 
-        def pack() -> NDArray[np.uint8]:
-            pairs = zip(gates, ups, strict=True)
-            return np.stack([interleave(packing.pack(gate.codes()), packing.pack(up.codes())) for gate, up in pairs])
+        def pack(result: NDArray[np.uint8]) -> None:
+            for gate, up, lines in zip(gates, ups, result, strict=True):
+                self._pack(gate, lines[:, 0])
+                self._pack(up, lines[:, 1])
 
         return self._initializer((*gates, *ups), name, [len(gates), row_tiles, 2, column_tiles, line], pack)
 
@@ -169,11 +174,18 @@ class Weights:
         return tiles(matrix.rows, ROWS), tiles(matrix.columns, PACKINGS[self.packing].inputs), LINE
 
     def _initializer(
-        self, key: tuple[TernaryMatrix, ...], name: str, shape: Sequence[int], pack: Callable[[], NDArray[np.uint8]]
+        self, key: tuple[TernaryMatrix, ...], name: str, shape: Sequence[int], pack: Callable[[NDArray[np.uint8]], None]
     ) -> ir.Value:
+        """A tensor that `pack` fills when it is written."""
+
+        def filled() -> ir.Tensor:
+            result = np.empty(shape, np.uint8)
+            pack(result)
+            return ir.tensor(result)
+
         if key not in self._packed:
             name = self.unique(name)
-            tensor = ir.LazyTensor(lambda: ir.tensor(pack()), ir.DataType.UINT8, ir.Shape(shape), name=name)
+            tensor = ir.LazyTensor(filled, ir.DataType.UINT8, ir.Shape(shape), name=name)
             self._packed[key] = self._add(tensor, name)
         return self._packed[key]
 
