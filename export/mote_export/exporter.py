@@ -36,7 +36,7 @@ from mote_export.passes.pack_ternary_experts import PackedTernaryExperts
 from mote_export.passes.pack_ternary_linear import PackedTernaryLinear
 from mote_export.passes.quantize_linear import set_activations
 from mote_export.report import ExpertMemory, StoredPart, expert_memory, stored_parts
-from mote_export.scratch import Scratch
+from mote_export.scratch import Scratch, release_heap
 from mote_export.targets import TARGETS, ExportSettings, Target
 from mote_export.text_tokens import QUESTION
 from mote_export.tokens import load_tokenizer, tokenizer_files
@@ -163,6 +163,7 @@ def rewrite(model: MoteModel, pack: PackOptions, scratch: Scratch, *, stock: boo
         )
         apply_passes(model.get_decoder(), passes, scratch, done)
         scratch.load_parameters(model)
+        release_heap()
         bar.update(total - bar.n)
 
 

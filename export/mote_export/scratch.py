@@ -4,6 +4,7 @@ Tensors are appended to one file without a name, which the system removes with t
 of it: the kernel keeps their pages while there is room, and drops them where there is not.
 """
 
+import ctypes
 import mmap
 import tempfile
 import weakref
@@ -112,6 +113,13 @@ def byte_pieces(tensor: Tensor) -> "list[memoryview]":
 def is_kept(tensor: Tensor) -> bool:
     """Whether a tensor is a map of a scratch file, from its beginning."""
     return not tensor.is_meta and tensor.data_ptr() in _maps
+
+
+def release_heap() -> None:
+    """Gives back what the C library keeps of freed blocks: after the weights of a large model more than a gigabyte at times."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def release(tensor: Tensor) -> None:
