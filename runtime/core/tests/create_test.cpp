@@ -98,7 +98,7 @@ const BadInput kBadSharedInputs[] = {
     {"shared_group_size is 0, but must be 32, 64, 128 or 256 for int4",
      [](auto& t, auto&) { t.config.shared_group_size = 0; }},
     {"shared_group_size is 16, but", [](auto& t, auto&) { t.config.shared_group_size = 16; }},
-    {"shared_group_size is 256, but", [](auto& t, auto&) { t.config.shared_group_size = 256; }},
+    {"shared_group_size is 512, but", [](auto& t, auto&) { t.config.shared_group_size = 512; }},
     {"shared_group_size is -9223372036854775808, but", [](auto& t, auto&) { t.config.shared_group_size = kMin; }},
     {"shared_group_size is 32, but must be 0 for shared_format int8",
      [](auto& t, auto&) { t.config.shared_format = "int8"; }},
