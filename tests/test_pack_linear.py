@@ -8,6 +8,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from tiny import tiny_checkpoint
 from torch import Tensor, nn
 
 from mote_export.packing import SHARED_FORMATS, unpack_scales
@@ -163,5 +164,7 @@ def test_nodes_in_onnx_and_in_torch_export(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMATS[:3], ids=lambda form: form.name)
 def test_verification_knows_which_layers_round_their_inputs(form: PackedFormat) -> None:
-    model = nn.Sequential(PackedLinear.of(some_linear(), form))
+    model = tiny_checkpoint(layers=1).model
+    assert not rounds_activations(model)
+    model.lm_head = PackedLinear.of(model.lm_head, form)
     assert rounds_activations(model) == (form.name != "bf16")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mote_export.atomic import atomic_folder
-from mote_export.cli.export import silence_libraries
+from mote_export.cli.command import silence_libraries
 from mote_runtime.errors import MoteError
 
 if TYPE_CHECKING:

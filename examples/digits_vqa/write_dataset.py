@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from held_out import held_out_questions
 from mote_export.atomic import atomic_folder
-from mote_export.cli.export import positive
+from mote_export.cli.command import positive
 from questions import DRAWS, ask_some
 from scenes import make_scene, render
 

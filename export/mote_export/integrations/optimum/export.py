@@ -15,7 +15,7 @@ from optimum.exporters.tasks import TasksManager
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from mote_export import api
-from mote_export.defaults import DEFAULT_KV_CACHE, DEFAULT_OPSET, DEFAULT_RTOL, OPSETS
+from mote_export.defaults import DEFAULT_OPSET, DEFAULT_RTOL, OPSETS
 from mote_export.integrations.optimum.configuration import (
     IMAGE_TEXT_TO_TEXT,
     TASKS,
@@ -45,6 +45,12 @@ NAME = "onnx_export_from_model"
 IMPORTERS = ("optimum.exporters.onnx", "optimum.exporters.onnx.__main__")
 # Of model_kwargs and mote_export.export, to the fields of PackOptions.
 PACK_OPTIONS = tuple(field.name for field in fields(PackOptions))
+TEXT_OPTIONS = (
+    "packing",
+    "shared_expert",
+    "shared_group_size",
+    "quantizer",
+)  # of a text decoder, whose other layers stay as they are
 MODEL_KWARGS = (*PACK_OPTIONS, "context_length", "rtol")
 
 
@@ -110,8 +116,10 @@ def _export(arguments: Mapping[str, Any]) -> None:
     verify, rtol = arguments["do_validation"], options.get("rtol", DEFAULT_RTOL)
     pack = {name: options[name] for name in PACK_OPTIONS if name in options}
     if task.startswith(TEXT_GENERATION):
-        if pack.get("kv_cache", DEFAULT_KV_CACHE) != DEFAULT_KV_CACHE:
-            raise MoteError(f"kv_cache is {pack['kv_cache']!r}, expected {DEFAULT_KV_CACHE!r} for the task {task!r}.")
+        for name, value in pack.items():
+            default = getattr(PackOptions(), name)
+            if name not in TEXT_OPTIONS and value != default:
+                raise MoteError(f"{name} is {value!r}, expected {default!r} for the task {task!r}.")
         export_text_decoder(
             api.checkpoint_of(model, processor),
             output,
