@@ -45,12 +45,8 @@ NAME = "onnx_export_from_model"
 IMPORTERS = ("optimum.exporters.onnx", "optimum.exporters.onnx.__main__")
 # Of model_kwargs and mote_export.export, to the fields of PackOptions.
 PACK_OPTIONS = tuple(field.name for field in fields(PackOptions))
-TEXT_OPTIONS = (
-    "packing",
-    "shared_expert",
-    "shared_group_size",
-    "quantizer",
-)  # of a text decoder, whose other layers stay as they are
+# Of a text decoder, whose other layers stay as they are, and whose client makes a cache of floats.
+TEXT_OPTIONS = ("packing", "shared_expert", "shared_group_size", "quantizer")
 MODEL_KWARGS = (*PACK_OPTIONS, "context_length", "rtol")
 
 

@@ -100,8 +100,8 @@ def multiply_squares(program: ExportedProgram) -> ExportedProgram:
 
 def has_stock_linear(model: MoteModel) -> bool:
     """Whether the decoder has linear layers, with its output layer, that no operator of mote's runs."""
-    decoder_methods = (model.get_decoder(), model.get_output_embeddings())
-    return any(isinstance(module, nn.Linear | XnnpackLinear) for part in decoder_methods for module in part.modules())
+    parts = (model.get_decoder(), model.get_output_embeddings())
+    return any(isinstance(module, nn.Linear | XnnpackLinear) for part in parts for module in part.modules())
 
 
 def longest_call(checkpoint: Checkpoint, settings: ExportSettings) -> int:
